@@ -1,0 +1,50 @@
+"""Small real training runs that the tests share, and the bytes they leave."""
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+ROOT = Path(__file__).resolve().parents[1]
+CHILD_HEADER = f"""
+import os, signal, sys, time, warnings
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import torch
+torch.set_num_threads(1)
+from helpers import *
+from dattri.model_util.retrain import retrain_lds, retrain_loo
+path = sys.argv[1]
+train(make_loader())  # what torch imports lazily is imported once, before any fork
+"""
+
+
+def make_loader(num_samples=12, **options):
+    """A loader over numbered samples: the input is the sample's number, the label three times it."""
+    inputs = torch.arange(float(num_samples))[:, None] / num_samples
+    return DataLoader(TensorDataset(inputs, 3 * inputs), **{"batch_size": 4, "shuffle": True, **options})
+
+
+def train(dataloader, width=8):
+    """A small network trained for two epochs; its initial weights come from torch's random numbers."""
+    model = nn.Sequential(nn.Linear(1, width), nn.ReLU(), nn.Linear(width, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(2):
+        for inputs, labels in dataloader:
+            optimizer.zero_grad()
+            nn.functional.mse_loss(model(inputs), labels).backward()
+            optimizer.step()
+    return model
+
+
+def files(directory):
+    """Every file below a directory with its bytes; hidden and temporary ones too."""
+    directory = Path(directory)
+    found = sorted(file for file in directory.rglob("*") if file.is_file())
+    return {str(file.relative_to(directory)): file.read_bytes() for file in found}
+
+
+def child_command(code, *arguments):
+    """Command that runs `code` in a fresh Python with the helpers and a `path` argument."""
+    return [sys.executable, "-c", CHILD_HEADER + code, *map(str, arguments)]

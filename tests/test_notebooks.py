@@ -1,0 +1,28 @@
+"""Every notebook runs: its examples are the tests of the module it exports."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from helpers import ROOT
+
+NOTEBOOKS = sorted(path for path in (ROOT / "nbs").rglob("*.ipynb") if not path.name.startswith("_"))
+RUN = """
+import sys
+from pathlib import Path
+from nbdev.config import get_config
+from nbdev.test import test_nb
+flags = get_config().tst_flags.split()
+passed, seconds = test_nb(Path(sys.argv[1]), skip_flags=flags, force_flags=sys.argv[2].split(), basepath=sys.argv[3])
+sys.exit(not passed)
+"""
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: str(path.relative_to(ROOT / "nbs")))
+def test_notebook(notebook):
+    """Flagged cells run too if NBDEV_FLAGS names their flag, e.g. NBDEV_FLAGS="cuda slow"."""
+    flags = os.environ.get("NBDEV_FLAGS", "")
+    command = [sys.executable, "-c", RUN, str(notebook), flags, str(ROOT)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, cwd=ROOT)
+    assert result.returncode == 0, result.stdout + result.stderr

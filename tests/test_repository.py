@@ -1,0 +1,129 @@
+"""The package is what the notebooks export, is cheap to import, and can be built and installed."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from configparser import ConfigParser
+from pathlib import Path
+
+import pytest
+from helpers import ROOT
+
+GENERATED = sorted(path.relative_to(ROOT) for path in (ROOT / "dattri").rglob("*.py"))
+
+
+def command(name):
+    """A console script of the environment that runs the tests."""
+    return str(Path(sys.executable).with_name(name))
+
+
+def run(*arguments, cwd=ROOT):
+    """Run a command; its output, or the test fails with its errors."""
+    result = subprocess.run(arguments, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def tracked_copy(tmp_path_factory):
+    """What git would commit, in an empty folder."""
+    copy = tmp_path_factory.mktemp("copy")
+    listed = run("git", "ls-files", "--cached", "--others", "--exclude-standard", "-z").split("\0")
+    for name in filter(None, listed):
+        if (ROOT / name).exists():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, copy / name, follow_symlinks=False)
+    return copy
+
+
+def test_modules_are_what_the_notebooks_export(tracked_copy, tmp_path):
+    copy = tmp_path / "dattri"
+    shutil.copytree(tracked_copy, copy, symlinks=True)
+    for name in GENERATED:
+        (copy / name).unlink()
+    run(command("nbdev_export"), cwd=copy)
+    assert sorted(path.relative_to(copy) for path in (copy / "dattri").rglob("*.py")) == GENERATED
+    for name in GENERATED:
+        assert (copy / name).read_text() == (ROOT / name).read_text(), f"{name} differs: run nbdev_export"
+
+
+def test_notebooks_are_clean(tracked_copy, tmp_path):
+    copy = tmp_path / "dattri"
+    shutil.copytree(tracked_copy, copy, symlinks=True)
+    run(command("nbdev_clean"), cwd=copy)
+    for notebook in sorted((copy / "nbs").rglob("*.ipynb")):
+        name = notebook.relative_to(copy)
+        assert notebook.read_text() == (ROOT / name).read_text(), f"{name} is not clean: run nbdev_clean"
+
+
+def test_notebooks_have_their_outputs_and_no_errors():
+    for notebook in sorted((ROOT / "nbs").rglob("*.ipynb")):
+        cells = json.loads(notebook.read_text())["cells"]
+        outputs = [output for cell in cells for output in cell.get("outputs", [])]
+        assert outputs, f"{notebook.name} was committed without outputs"
+        assert not any(output["output_type"] == "error" for output in outputs), notebook.name
+
+
+def test_import_costs_little():
+    """No torch before it is needed; the time is measured by benchmarks/, here only its cause."""
+    code = "import sys, dattri; print(sorted({'torch', 'numpy', 'scipy', 'matplotlib'} & set(sys.modules)))"
+    assert run(sys.executable, "-c", code).strip() == "[]"
+    code = "import sys, dattri.cli; print('torch' in sys.modules)"
+    assert run(sys.executable, "-c", code).strip() == "False"
+
+
+def test_wheel_holds_the_package_and_nothing_else(tracked_copy, tmp_path):
+    copy = tmp_path / "dattri"
+    shutil.copytree(tracked_copy, copy, symlinks=True)
+    pip = (sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), ".")
+    run(*pip, cwd=copy)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    modules = {name for name in names if name.endswith(".py")}
+    assert modules == {path.as_posix() for path in GENERATED}
+    assert "dattri/py.typed" in names and any(name.endswith("entry_points.txt") for name in names)
+    metadata = next(name for name in names if name.endswith("METADATA"))
+    text = zipfile.ZipFile(wheel).read(metadata).decode()
+    assert "nbdev" not in "".join(re.findall(r"Requires-Dist: (?!.*extra).*\n", text))
+
+
+def test_constraints_pin_every_requirement():
+    parser = ConfigParser(delimiters=["="])
+    parser.read(ROOT / "settings.ini")
+    lines = (ROOT / "constraints.txt").read_text().split()
+    pinned = {line.split("==")[0].lower().replace("_", "-") for line in lines}
+    for key in ("requirements", "dev_requirements"):
+        for line in filter(None, parser["DEFAULT"][key].split()):
+            assert re.split("[=<>]", line)[0].lower().replace("_", "-") in pinned, line
+
+
+def test_readme_is_the_index_notebook():
+    """README.md holds every code block and heading of nbs/index.ipynb, in order."""
+    cells = json.loads((ROOT / "nbs" / "index.ipynb").read_text())["cells"]
+    text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    readme = (ROOT / "README.md").read_text()
+    parts = re.findall(r"```sh\n(.*?)```|^#+ (.*)$", text, re.DOTALL | re.MULTILINE)
+    place = 0
+    for code, heading in parts:
+        found = readme.find((code or heading).strip(), place)
+        assert found >= 0, f"README.md lacks {code or heading!r}: run nbdev_readme"
+        place = found
+    assert sum(bool(code) for code, _ in parts) >= 2
+
+
+def test_no_local_paths():
+    """Nothing that is committed names a folder of somebody's machine."""
+    local = re.compile(r"(?<![\w.-])/(?:root|home/\w+|Users/\w+)/")
+    names = [name for name in run("git", "ls-files", "-z").split("\0") if (ROOT / name).is_file()]
+    assert [name for name in names if local.search(read(ROOT / name))] == []
+
+
+def read(path):
+    """Text of a file, empty for binary ones."""
+    try:
+        return path.read_text()
+    except UnicodeDecodeError:
+        return ""
