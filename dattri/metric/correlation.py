@@ -83,7 +83,7 @@ def _membership(indices: torch.Tensor, num_train: int) -> torch.Tensor:
     ones = torch.ones(indices.shape, dtype=torch.float64, device=indices.device)
     return ones.new_zeros(len(indices), num_train).scatter_add_(1, indices, ones)
 
-# %% ../../nbs/metric/01_correlation.ipynb #f42ff0a1
+# %% ../../nbs/metric/01_correlation.ipynb #0f7d8c4f
 def _exact_sums(membership: torch.Tensor, score: torch.Tensor) -> torch.Tensor:
     """`membership @ score` in float64 without rounding errors that depend on the order."""
     rest, sums = score.clone(), membership.new_zeros(len(membership), score.shape[1])
@@ -98,19 +98,26 @@ def _exact_sums(membership: torch.Tensor, score: torch.Tensor) -> torch.Tensor:
 
 def _predict(membership: torch.Tensor, score: torch.Tensor) -> torch.Tensor:
     """Sum of scores per subset and test sample, float64, in which equal sums are equal."""
-    num_train, num_test = score.shape
-    sums, magnitude = membership.new_zeros(len(membership), num_test), membership.new_zeros(num_test)
-    for rows in _row_blocks(num_train, num_test):
-        block = score[rows].double()
-        sums += membership[:, rows] @ block
-        magnitude += torch.linalg.vector_norm(block, 1, dim=0)
+    sums = membership.new_zeros(len(membership), score.shape[1])
+    for rows in _row_blocks(*score.shape):
+        sums += membership[:, rows] @ score[rows].double()
     if not bool(torch.isfinite(sums).all()):
         _check_finite("score", score, ("train sample", "test sample"))
-    gaps = sums.sort(0).values.diff(dim=0)
-    close = ((gaps > 0) & (gaps <= magnitude * num_train * torch.finfo(torch.float64).eps)).any(0)
+    low, high = score.aminmax()
+    bound = len(score) * max(float(high), -float(low))  # of a column's absolute values, cheap and often enough
+    close = _has_close_values(sums, len(score), bound)
     if bool(close.any()):
+        columns = score[:, close].double()
+        close[close.clone()] = _has_close_values(sums[:, close], len(score), columns.abs().sum(0))
         sums[:, close] = _exact_sums(membership, score[:, close].double())
     return sums
+
+
+def _has_close_values(sums: torch.Tensor, num_terms: int, magnitude: torch.Tensor | float) -> torch.Tensor:
+    """Columns in which two sums, of terms of this total magnitude, differ by no more than rounding may explain."""
+    gaps = sums.T.sort(1).values.diff(dim=1)
+    rounding = torch.as_tensor(magnitude, device=sums.device).reshape(-1, 1) * num_terms * torch.finfo(sums.dtype).eps
+    return ((gaps > 0) & (gaps <= rounding)).any(1)
 
 # %% ../../nbs/metric/01_correlation.ipynb #394e9672
 def _ranks(values: torch.Tensor) -> torch.Tensor:
@@ -159,7 +166,7 @@ def _finish(
     dtype = torch.promote_types(score.dtype, torch.float32)
     return Correlation(correlation.to(dtype), torch.as_tensor(pvalue, dtype=dtype, device=score.device))
 
-# %% ../../nbs/metric/01_correlation.ipynb #37599ec2
+# %% ../../nbs/metric/01_correlation.ipynb #b5365ad0
 def lds(score: torch.Tensor, ground_truth: tuple[torch.Tensor, torch.Tensor]) -> Correlation:
     """Linear datamodeling score: do sums of scores rank the retrained models as retraining did?
 
@@ -191,7 +198,7 @@ def lds(score: torch.Tensor, ground_truth: tuple[torch.Tensor, torch.Tensor]) ->
     targets, indices = targets.to(score.device).double(), indices.to(score.device)
     _check_finite("ground_truth", targets, ("subset", "test sample"))
     predicted, actual = _ranks(_predict(_membership(indices, len(score)), score).T), _ranks(targets.T)
-    products = torch.stack([predicted * actual, predicted.square(), actual.square()]).sum(2)
+    products = [(x * y).sum(1) for x, y in ((predicted, actual), (predicted, predicted), (actual, actual))]
     return _finish(products[0] / (products[1] * products[2]).sqrt(), len(targets), score, "subsets", pvalue_of_two=np.nan)
 
 # %% ../../nbs/metric/01_correlation.ipynb #861f59fc
@@ -243,7 +250,7 @@ def lds_interval(
     width = float(scipy.special.ndtri((1 + confidence) / 2) * variance.sqrt())
     return MeanInterval(mean, mean - width, mean + width)
 
-# %% ../../nbs/metric/01_correlation.ipynb #3beef3d7
+# %% ../../nbs/metric/01_correlation.ipynb #a13e513d
 def _column_sums(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Column sums of x, y, xy, xx, yy after a shift by approximate means; float64, shape (5, num_columns)."""
     def centre(values: torch.Tensor) -> torch.Tensor:
@@ -253,15 +260,18 @@ def _column_sums(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     shift_x, shift_y = centre(x), centre(y)
     sums = torch.zeros(5, x.shape[1], dtype=torch.float64, device=x.device)
     block_bytes = 2**21 if x.device.type == "cpu" else 2**28  # a block that stays in the cache
-    for rows in _row_blocks(len(x), x.shape[1], block_bytes):
-        left = x[rows].to(torch.float64, copy=True).sub_(shift_x)
-        right = y[rows].to(torch.float64, copy=True).sub_(shift_y)
+    blocks = _row_blocks(len(x), x.shape[1], block_bytes)
+    buffers = sums.new_empty(3, min(blocks[0].stop, len(x)), x.shape[1])  # reused: fresh memory costs more than adding
+    for rows in blocks:
+        left, right, product = buffers[:, : len(x[rows])]
+        torch.sub(x[rows], shift_x, out=left)
+        torch.sub(y[rows], shift_y, out=right)
         ones = left.new_ones(len(left))
         sums[0] += ones @ left
         sums[1] += ones @ right
-        sums[2] += ones @ (left * right)
-        sums[3] += ones @ left.square_()
-        sums[4] += ones @ right.square_()
+        sums[2] += ones @ torch.mul(left, right, out=product)
+        sums[3] += ones @ left.mul_(left)
+        sums[4] += ones @ right.mul_(right)
     return sums
 
 

@@ -92,7 +92,7 @@ def plan_of(metadata: Mapping[str, Any]) -> LooPlan | LdsPlan:
     keys = ("data_length", "num_subsets", "subset_ratio", "num_runs_per_subset", "seed")
     return LdsPlan(*(metadata[key] for key in keys))
 
-# %% ../../nbs/model_util/04_retrain_dir.ipynb #a88c4893
+# %% ../../nbs/model_util/04_retrain_dir.ipynb #ea3bed8f
 def read_metadata(path: Path) -> dict[str, Any]:
     """Read and check `metadata.yml` in the directory `path`.
 
@@ -121,8 +121,9 @@ def read_metadata(path: Path) -> dict[str, Any]:
     folders = metadata.get(_MAP[metadata["mode"]])
     if not isinstance(folders, dict) or not all(isinstance(key, int) for key in folders):
         raise _unreadable(file, f"`{_MAP[metadata['mode']]}` is missing or cut off")
-    for folder in folders.values():
-        resolve_inside(path, folder)
+    if "format" not in metadata:
+        for folder in folders.values():
+            resolve_inside(path, folder)
     return metadata
 
 
@@ -141,14 +142,14 @@ def _check_format(file: Path, metadata: dict[str, Any]) -> None:
             f"{file} has format {metadata['format']!r}, but this version of dattri ({__version__}) reads up to "
             f"{FORMAT}: it was written by a newer version. Upgrade with `pip install --upgrade dattri`."
         )
-    folders = metadata.get(_MAP[metadata["mode"]])
-    for folder in folders.values() if isinstance(folders, dict) else []:
-        resolve_inside(file.parent, folder)
     try:
         expected = _standard_map(plan_of(metadata))
     except (KeyError, TypeError, ValueError) as error:
         raise _unreadable(file, f"it is cut off or was edited ({type(error).__name__}: {error})") from error
+    folders = metadata.get(_MAP[metadata["mode"]])
     if folders != expected:
+        for folder in folders.values() if isinstance(folders, dict) else []:
+            resolve_inside(file.parent, folder)
         raise _unreadable(file, f"`{_MAP[metadata['mode']]}` is cut off or was edited")
 
 # %% ../../nbs/model_util/04_retrain_dir.ipynb #bf7b7e0c
@@ -164,7 +165,7 @@ def resolve_inside(path: Path, folder: Any) -> Path:
         )
     return next((place for place in inside if place.exists()), inside[0])
 
-# %% ../../nbs/model_util/04_retrain_dir.ipynb #fdcead10
+# %% ../../nbs/model_util/04_retrain_dir.ipynb #f323c03c
 @dataclass(frozen=True)
 class RetrainDir:
     """A directory of retrained models and the plan they belong to.
@@ -228,7 +229,7 @@ class RetrainDir:
     def write_indices(self, group: int, positions: np.ndarray) -> None:
         """Write the training positions of a subset, or check that those already there are the same."""
         file = self.indices_file(group)
-        content = "".join(f"{position}\n" for position in positions.tolist()).encode()
+        content = ("\n".join(map(str, positions.tolist())) + "\n").encode()
         if not file.exists():
             write_whole(file, content)
         elif file.read_bytes() != content:

@@ -47,7 +47,7 @@ def check_seed(seed: int | None) -> int:
         raise ValueError(f"seed: expected None or an integer of 0 or larger, got {value}")
     return value
 
-# %% ../../nbs/model_util/01_seeds.ipynb #90268a54
+# %% ../../nbs/model_util/01_seeds.ipynb #a6d026e1
 def _cuda_devices() -> list[int]:
     """The CUDA devices whose random state must be kept."""
     usable = torch.cuda.is_available() and not torch.cuda._is_in_bad_fork()
@@ -64,8 +64,11 @@ def seeded(seed: int) -> Iterator[None]:
         In [0, 2**32).
     """
     numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002
-    with torch.random.fork_rng(devices=_cuda_devices()):
-        torch.manual_seed(seed)
+    devices = _cuda_devices()
+    with torch.random.fork_rng(devices=devices):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would record a stack trace for CUDA every time
+        if devices:
+            torch.cuda.manual_seed_all(seed)
         np.random.seed(seed)  # noqa: NPY002
         random.seed(seed)
         try:
