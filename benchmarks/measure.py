@@ -23,13 +23,6 @@ def seconds(*calls: Callable[[], object], repeats: int = 5) -> list[float]:
     return [statistics.median(seen) for seen in times]
 
 
-def once(call: Callable[[], object]) -> float:
-    """Seconds of a single call."""
-    begin = time.perf_counter()
-    call()
-    return time.perf_counter() - begin
-
-
 def show(title: str, rows: list[tuple[str, ...]]) -> None:
     """Print a table; the first row is its head."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"

@@ -155,7 +155,8 @@ def test_shards_in_any_order(size, order, tmp_path):
 
 def test_shards_at_once_in_several_processes(tmp_path):
     code = """
-retrain_lds(train, make_loader(), path, num_subsets=4, total_num_subsets=8, start_id=int(sys.argv[2]), seed=3, width=5000)
+start = int(sys.argv[2])
+retrain_lds(train, make_loader(), path, num_subsets=4, total_num_subsets=8, start_id=start, seed=3, width=5000)
 """
     commands = [child_command(code, tmp_path / "many", start) for start in (4, 0, 4)]  # one shard has a rival
     for process in [subprocess.Popen(command, stderr=subprocess.PIPE) for command in commands]:

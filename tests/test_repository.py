@@ -105,7 +105,7 @@ def test_readme_is_the_index_notebook():
     cells = json.loads((ROOT / "nbs" / "index.ipynb").read_text())["cells"]
     text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
     readme = (ROOT / "README.md").read_text()
-    parts = re.findall(r"```sh\n(.*?)```|^#+ (.*)$", text, re.DOTALL | re.MULTILINE)
+    parts = re.findall(r"```sh\n([\s\S]*?)```|^#+ (.*)$", text, re.MULTILINE)
     place = 0
     for code, heading in parts:
         found = readme.find((code or heading).strip(), place)
