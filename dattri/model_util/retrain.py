@@ -136,7 +136,7 @@ def _save_module(file: Path, model: nn.Module) -> list[str]:
             return [f"the module itself was saved but will not be loaded again ({error}); {remedy}"]
     return []
 
-# %% ../../nbs/model_util/06_retrain.ipynb #6a3e6b83
+# %% ../../nbs/model_util/06_retrain.ipynb #29aa0f39
 _log = logging.getLogger(__name__)
 
 
@@ -153,7 +153,7 @@ def _run(job: TrainJob, tasks: Sequence[Task], n_jobs: int | None) -> None:
         for message in news:
             warnings.warn(message, stacklevel=4)
 
-# %% ../../nbs/model_util/06_retrain.ipynb #b2187111
+# %% ../../nbs/model_util/06_retrain.ipynb #542f6f49
 def retrain_loo(
     train_func: Callable,
     dataloader: DataLoader,
@@ -221,7 +221,7 @@ def _check_train_func(train_func: Any) -> None:
     if not callable(train_func):
         raise TypeError(f"train_func: expected a function of a dataloader, got {type(train_func).__name__}")
 
-# %% ../../nbs/model_util/06_retrain.ipynb #b9f68bd6
+# %% ../../nbs/model_util/06_retrain.ipynb #39ef47b4
 def retrain_lds(
     train_func: Callable,
     dataloader: DataLoader,
