@@ -77,7 +77,7 @@ class SharedOrderSampler(Sampler[int]):
         order = self.place[torch.randperm(len(self.place), generator=self.generator)]
         return iter(order[order >= 0].tolist())
 
-# %% ../../nbs/model_util/00_loader.ipynb #e8c7ae7d
+# %% ../../nbs/model_util/00_loader.ipynb #248f9023
 _KEPT = (
     "batch_size", "num_workers", "collate_fn", "pin_memory", "drop_last", "timeout", "worker_init_fn",
     "multiprocessing_context", "prefetch_factor", "persistent_workers", "pin_memory_device",
@@ -129,12 +129,15 @@ class LoaderRecipe:
                 f"dataloader: with drop_last=True and batch_size={options['batch_size']} a subset of {len(positions)} "
                 "samples gives no batch at all; use drop_last=False, a smaller batch size or a larger subset"
             )
-        generator = torch.Generator()
-        if seed is not None:
-            generator.manual_seed(seed)
-        sampler = SharedOrderSampler(positions, len(self), generator) if self.shuffle else None
+        sampler = SharedOrderSampler(positions, len(self), _generator(seed)) if self.shuffle else None
         subset = Subset(self.dataset, self.sample_indices[positions].tolist())
-        return DataLoader(subset, sampler=sampler, generator=generator, **options)
+        return DataLoader(subset, sampler=sampler, generator=_generator(seed), **options)
+
+
+def _generator(seed: int | None) -> torch.Generator:
+    """A generator of its own for the order of samples, and one for the seeds of worker processes."""
+    generator = torch.Generator()
+    return generator if seed is None else generator.manual_seed(seed)
 
 # %% ../../nbs/model_util/00_loader.ipynb #26c9d5ea
 def in_order(dataloader: DataLoader, name: str = "test_dataloader") -> DataLoader:
