@@ -77,7 +77,7 @@ class SharedOrderSampler(Sampler[int]):
         order = self.place[torch.randperm(len(self.place), generator=self.generator)]
         return iter(order[order >= 0].tolist())
 
-# %% ../../nbs/model_util/00_loader.ipynb #248f9023
+# %% ../../nbs/model_util/00_loader.ipynb #b9ce0c0d
 _KEPT = (
     "batch_size", "num_workers", "collate_fn", "pin_memory", "drop_last", "timeout", "worker_init_fn",
     "multiprocessing_context", "prefetch_factor", "persistent_workers", "pin_memory_device",
@@ -123,15 +123,22 @@ class LoaderRecipe:
     def build(self, positions: Sequence[int] | np.ndarray, seed: int | None = None) -> DataLoader:
         """Loader over the samples at `positions` (ascending); `seed` draws its orders if it shuffles."""
         positions = np.asarray(positions, dtype=np.int64)
-        options = self.options
-        if options["drop_last"] and len(positions) < options["batch_size"]:
-            raise ValueError(
-                f"dataloader: with drop_last=True and batch_size={options['batch_size']} a subset of {len(positions)} "
-                "samples gives no batch at all; use drop_last=False, a smaller batch size or a larger subset"
-            )
+        self.check_batches(len(positions))
         sampler = SharedOrderSampler(positions, len(self), _generator(seed)) if self.shuffle else None
         subset = Subset(self.dataset, self.sample_indices[positions].tolist())
-        return DataLoader(subset, sampler=sampler, generator=_generator(seed), **options)
+        return DataLoader(subset, sampler=sampler, generator=_generator(seed), **self.options)
+
+    def by_position(self) -> Subset:
+        """The samples as a data set in which index and position are the same."""
+        return Subset(self.dataset, self.sample_indices.tolist())
+
+    def check_batches(self, num_samples: int) -> None:
+        """`ValueError` if a subset of this size would give no batch at all."""
+        if self.options["drop_last"] and num_samples < self.options["batch_size"]:
+            raise ValueError(
+                f"dataloader: with drop_last=True and batch_size={self.options['batch_size']} a subset of {num_samples} "
+                "samples gives no batch at all; use drop_last=False, a smaller batch size or a larger subset"
+            )
 
 
 def _generator(seed: int | None) -> torch.Generator:

@@ -48,14 +48,14 @@ class Shared:
             self._here[self.key] = cloudpickle.loads(self.pickled)
         return self._here[self.key]
 
-# %% ../../nbs/model_util/05_parallel.ipynb #d02f1622
+# %% ../../nbs/model_util/05_parallel.ipynb #8c1d9776
 _Task = TypeVar("_Task")
 _Result = TypeVar("_Result")
 
 
-def _call(shared: Shared, task: Any) -> Any:
+def _call(shared: Shared, task: Any, size: int) -> tuple[int, Any]:
     """Run one task in the process that got it."""
-    return shared.get()(task)
+    return size, shared.get()(task)
 
 
 def run_tasks(
@@ -65,6 +65,7 @@ def run_tasks(
     n_jobs: int | None = None,
     description: str = "",
     done: int = 0,
+    sizes: Sequence[int] | None = None,
 ) -> Iterator[_Result]:
     """Call `function` on every task and give the results as they come, in any order.
 
@@ -79,7 +80,9 @@ def run_tasks(
     description : str
         Stands before the progress bar.
     done : int
-        Tasks that were finished before, counted by the bar.
+        Models that were finished before, counted by the bar.
+    sizes : sequence of int, optional
+        Models per task, for the bar. Default: one each.
 
     Raises
     ------
@@ -89,10 +92,11 @@ def run_tasks(
     if n_jobs is not None and (isinstance(n_jobs, bool) or not isinstance(n_jobs, int) or n_jobs == 0):
         raise ValueError(f"n_jobs: expected None or an integer other than 0, such as 2 or -1, got {n_jobs!r}")
     shared = Shared(function)
-    with tqdm(total=done + len(tasks), initial=done, desc=description, unit="model") as bar:
+    sizes = [1] * len(tasks) if sizes is None else sizes
+    with tqdm(total=done + sum(sizes), initial=done, desc=description, unit="model") as bar:
         if not tasks:
             return
         engine = Parallel(n_jobs=n_jobs, return_as="generator_unordered")
-        for result in engine(delayed(_call)(shared, task) for task in tasks):
-            bar.update()
+        for size, result in engine(delayed(_call)(shared, *pair) for pair in zip(tasks, sizes, strict=True)):
+            bar.update(size)
             yield result
