@@ -22,6 +22,21 @@ def ready_model(dataloader):
     return nn.Linear(64, 10)
 
 
+def plain(dataloader):
+    """The demo's training as a plain training function, one model at a time."""
+    return train_logistic(dataloader)
+
+
+def ensemble(train_loader, count=100):
+    """Seconds for `count` digits models one by one, and as ensembles."""
+    with tempfile.TemporaryDirectory() as folder:
+        names = (f"{folder}/{number}" for number in range(100))
+        return seconds(*(
+            lambda function=function: retrain_lds(function, train_loader, next(names), num_subsets=count, seed=0)
+            for function in (plain, train_logistic)
+        ), repeats=3)
+
+
 def overhead(train_loader, count=200):
     """Seconds per model beyond the training function."""
     with tempfile.TemporaryDirectory() as folder:
@@ -41,7 +56,7 @@ def workers(train_loader, count=64, repeats=3):
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "run"
                 begin = time.perf_counter()
-                retrain_lds(train_logistic, train_loader, path, num_subsets=count, seed=0, n_jobs=n_jobs)
+                retrain_lds(plain, train_loader, path, num_subsets=count, seed=0, n_jobs=n_jobs)
                 seen.append(time.perf_counter() - begin)
     return {n_jobs: (seen[0], statistics.median(seen[1:])) for n_jobs, seen in times.items()}
 
@@ -69,12 +84,14 @@ def main():
     train_loader = loader(digits()[0], shuffle=True)
     gain = workers(train_loader)
     cold, warm = (f"{milliseconds(two)} ({gain[1][1] / two:.2f}x)" for two in gain[2])
+    alone, together = ensemble(train_loader)
     rows = [
         ("what", "size", "measured", "goal"),
         ("overhead beyond train_func", "per model, 650 parameters", milliseconds(overhead(train_loader)), "5 ms"),
         ("n_jobs=1", "64 digits models", milliseconds(gain[1][1]), ""),
         ("n_jobs=2", "the same, workers running", warm, "1.7x"),
         ("n_jobs=2", "the same, workers started first", cold, ""),
+        ("EnsembleTrainer", "100 digits models", f"{milliseconds(together)} ({alone / together:.1f}x)", "10x"),
         ("resume scan", "5,000 finished models", milliseconds(resume(train_loader)), "1 s"),
         ("import dattri", "beyond starting Python", milliseconds(import_seconds("import dattri")), "100 ms"),
     ]

@@ -83,7 +83,7 @@ class _Samples:
         parts = self._collate(indices.flatten().tolist())
         return tuple(part.unflatten(0, tuple(indices.shape)) for part in parts)
 
-# %% ../../nbs/model_util/07_ensemble.ipynb #257ac0e3
+# %% ../../nbs/model_util/07_ensemble.ipynb #92a7ecac
 def _epoch_orders(
     subsets: Sequence[np.ndarray], seeds: Sequence[int], total: int, shuffle: bool
 ) -> Iterator[torch.Tensor]:
@@ -95,7 +95,7 @@ def _epoch_orders(
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     samplers = [SharedOrderSampler(p.numpy(), total, g) for p, g in zip(positions, generators, strict=True)]
     while True:
-        yield torch.stack([p[torch.tensor(list(s))] for p, s in zip(positions, samplers, strict=True)])
+        yield torch.stack([p[s.order()] for p, s in zip(positions, samplers, strict=True)])
 
 # %% ../../nbs/model_util/07_ensemble.ipynb #160562dc
 class _Stack:

@@ -50,7 +50,7 @@ def _no_positions(sampler: object, reason: str) -> TypeError:
         "dattri.benchmark.utils.SubsetSampler or another sampler with a fixed list `indices`."
     )
 
-# %% ../../nbs/model_util/00_loader.ipynb #a05323f8
+# %% ../../nbs/model_util/00_loader.ipynb #6bfcb6cb
 class SharedOrderSampler(Sampler[int]):
     """Random order of a subset, read off a random order of all positions.
 
@@ -73,9 +73,13 @@ class SharedOrderSampler(Sampler[int]):
     def __len__(self) -> int:
         return self.size
 
-    def __iter__(self) -> Iterator[int]:
+    def order(self) -> torch.Tensor:
+        """Places in the subset, in the order of the next epoch; int64, shape (subset_size,)."""
         order = self.place[torch.randperm(len(self.place), generator=self.generator)]
-        return iter(order[order >= 0].tolist())
+        return order[order >= 0]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.order().tolist())
 
 # %% ../../nbs/model_util/00_loader.ipynb #b9ce0c0d
 _KEPT = (
