@@ -48,7 +48,7 @@ class Shared:
             self._here[self.key] = cloudpickle.loads(self.pickled)
         return self._here[self.key]
 
-# %% ../../nbs/model_util/05_parallel.ipynb #8c1d9776
+# %% ../../nbs/model_util/05_parallel.ipynb #160e8ea3
 _Task = TypeVar("_Task")
 _Result = TypeVar("_Result")
 
@@ -56,6 +56,14 @@ _Result = TypeVar("_Result")
 def _call(shared: Shared, task: Any, size: int) -> tuple[int, Any]:
     """Run one task in the process that got it."""
     return size, shared.get()(task)
+
+
+def _engine(n_jobs: int | None) -> Parallel:
+    """The user's joblib backend; one that cannot give results as they come gives them all at the end."""
+    try:
+        return Parallel(n_jobs=n_jobs, return_as="generator_unordered")
+    except ValueError:
+        return Parallel(n_jobs=n_jobs)
 
 
 def run_tasks(
@@ -96,7 +104,6 @@ def run_tasks(
     with tqdm(total=done + sum(sizes), initial=done, desc=description, unit="model") as bar:
         if not tasks:
             return
-        engine = Parallel(n_jobs=n_jobs, return_as="generator_unordered")
-        for size, result in engine(delayed(_call)(shared, *pair) for pair in zip(tasks, sizes, strict=True)):
+        for size, result in _engine(n_jobs)(delayed(_call)(shared, *pair) for pair in zip(tasks, sizes, strict=True)):
             bar.update(size)
             yield result

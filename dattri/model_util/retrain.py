@@ -172,7 +172,7 @@ def _save_module(file: Path, model: nn.Module) -> list[str]:
             return [f"the module itself was saved but will not be loaded again ({error}); {remedy}"]
     return []
 
-# %% ../../nbs/model_util/06_retrain.ipynb #1ddb9854
+# %% ../../nbs/model_util/06_retrain.ipynb #a1e91b31
 _log = logging.getLogger(__name__)
 
 
@@ -188,9 +188,26 @@ def _run(job: TrainJob, tasks: Sequence[Task], n_jobs: int | None) -> None:
     open_tasks = set(missing)
     units = [unit for unit in _units(job.train_func, tasks) if not open_tasks.isdisjoint(unit)]
     sizes = [len(open_tasks.intersection(unit)) for unit in units]
-    for news in run_tasks(job, units, n_jobs=n_jobs, description=description, done=done, sizes=sizes):
-        for message in news:
-            warnings.warn(message, stacklevel=4)
+    try:
+        for news in run_tasks(job, units, n_jobs=n_jobs, description=description, done=done, sizes=sizes):
+            for message in news:
+                warnings.warn(message, stacklevel=4)
+    except (RetrainError, TypeError, ValueError, OSError):
+        raise
+    except Exception as error:  # whatever an engine raises when a worker of it dies
+        raise _lost_worker(job, tasks, error) from error
+
+
+def _lost_worker(job: TrainJob, tasks: Sequence[Task], error: Exception) -> RetrainError:
+    """The error for a worker process that died, naming what is missing."""
+    missing, _ = find_missing(job.directory, tasks)
+    paths = (job.directory.checkpoint(task.group, task.run) for task in missing)
+    files = [path.relative_to(job.directory.path).as_posix() for path in paths]
+    listed = ", ".join(files[:5]) + (f" and {len(files) - 5} more" if len(files) > 5 else "")
+    return RetrainError(
+        f"a worker process died ({type(error).__name__}: {error}). Missing of {len(tasks)} models: {listed}. The others "
+        "are kept: the same call trains what is missing. If workers run out of memory, use a smaller n_jobs."
+    )
 
 
 def _units(train_func: Callable, tasks: Sequence[Task]) -> list[Sequence[Task]]:
