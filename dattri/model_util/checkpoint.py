@@ -26,7 +26,7 @@ except ImportError:  # Windows: leftovers of killed processes stay, everything e
 # %% auto #0
 __all__ = ['write_whole', 'sweep', 'cpu_state', 'nonfinite_names', 'to_bytes', 'looks_whole', 'check_whole', 'load_checkpoint']
 
-# %% ../../nbs/model_util/02_checkpoint.ipynb #719ad991
+# %% ../../nbs/model_util/02_checkpoint.ipynb #351bf51a
 _PART = ".part"
 
 
@@ -54,6 +54,18 @@ def _new_part(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
         part.unlink(missing_ok=True)
 
 
+def _name_if_free(part: Path, path: Path) -> None:
+    """Give a file its name in one step; `FileExistsError` if the name is taken."""
+    try:
+        path.hardlink_to(part)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        if path.exists():
+            raise FileExistsError(path) from None
+        part.replace(path)
+
+
 def write_whole(path: Path, data: bytes, *, replace: bool = True) -> None:
     """Write `data` to `path` so that the file appears whole or not at all.
 
@@ -78,10 +90,9 @@ def write_whole(path: Path, data: bytes, *, replace: bool = True) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-            if replace:
-                part.replace(path)
-            else:
-                path.hardlink_to(part)
+            if fcntl is None:
+                file.close()  # Windows renames no open file
+            part.replace(path) if replace else _name_if_free(part, path)
     except FileExistsError:
         raise
     except OSError as error:

@@ -216,7 +216,7 @@ def _units(train_func: Callable, tasks: Sequence[Task]) -> list[Sequence[Task]]:
     bounds = np.linspace(0, len(tasks), math.ceil(len(tasks) / size) + 1).astype(int).tolist()
     return [tasks[start:stop] for start, stop in pairwise(bounds)]
 
-# %% ../../nbs/model_util/06_retrain.ipynb #9ae53ca9
+# %% ../../nbs/model_util/06_retrain.ipynb #bf42ee81
 def retrain_loo(
     train_func: Callable,
     dataloader: DataLoader,
@@ -270,12 +270,12 @@ def retrain_loo(
     """
     recipe = LoaderRecipe.of(dataloader)
     _check_train_func(train_func)
+    removed = LooPlan.of(len(recipe), indices, 0).indices
 
     def metadata_for(value: int) -> dict[str, Any]:
-        return plan_metadata(LooPlan.of(len(recipe), indices, value), recipe, train_func, kwargs)
+        return plan_metadata(LooPlan(len(recipe), removed, value), recipe, train_func, kwargs)
 
-    groups = range(len(recipe)) if indices is None else indices
-    directory = start(Path(path), metadata_for, seed, overwrite=overwrite, groups=groups)
+    directory = start(Path(path), metadata_for, seed, overwrite=overwrite)
     plan = plan_of(directory.metadata)
     _run(TrainJob(train_func, kwargs, recipe, plan, directory), plan.tasks(), n_jobs)
 

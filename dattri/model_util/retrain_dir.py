@@ -258,7 +258,7 @@ class RetrainDir:
         except ValueError as error:
             raise ValueError(f"{file} is damaged: expected one position per line ({error})") from error
 
-# %% ../../nbs/model_util/04_retrain_dir.ipynb #588d0ad0
+# %% ../../nbs/model_util/04_retrain_dir.ipynb #87f6471f
 _NOT_COMPARED = ("dattri", "torch", "subset_dir_map", "map_index_dir")
 
 
@@ -303,7 +303,7 @@ def start(
     seed: int | None,
     *,
     overwrite: bool = False,
-    groups: Iterable[int] = (),
+    groups: Iterable[int] | None = None,
 ) -> RetrainDir:
     """Write the plan into `path`, or check that the plan there is the same.
 
@@ -317,8 +317,8 @@ def start(
         The user's seed; None takes the recorded one, or a fresh one where nothing is recorded.
     overwrite : bool
         Remove the models of `groups` if the plan is the same, and everything that belongs to the old plan otherwise.
-    groups : iterable of int
-        The groups of this call.
+    groups : iterable of int, optional
+        The groups of this call. Default: all of the plan.
 
     Returns
     -------
@@ -328,7 +328,7 @@ def start(
     fresh = check_seed(seed)
     wanted = metadata_for(fresh)
     if overwrite:
-        _discard(path, wanted, groups)
+        _discard(path, wanted, wanted[_MAP[wanted["mode"]]] if groups is None else groups)
     while True:
         found = _read_existing(path)
         if found is not None:
