@@ -50,7 +50,7 @@ def _evaluate(target_func: Callable, model: Any, dataloader: DataLoader, num_tes
         )
     return values if values.is_floating_point() else values.double()
 
-# %% ../../nbs/metric/00_ground_truth.ipynb #60a8f21f
+# %% ../../nbs/metric/00_ground_truth.ipynb #17d93051
 class GroundTruth(NamedTuple):
     """Targets of retrained models and the training samples they speak of; unpacks as a pair."""
 
@@ -81,7 +81,7 @@ class _LooEvaluation:
             raise ValueError(f"{file} holds weights, while other checkpoints hold whole modules; pass model=")
         try:
             self.model.load_state_dict(state)
-        except RuntimeError as error:
+        except (RuntimeError, TypeError) as error:
             raise ValueError(f"model: the weights in {file} do not fit {type(self.model).__name__}: {error}") from error
         return self.model
 

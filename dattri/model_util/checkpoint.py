@@ -132,7 +132,7 @@ def to_bytes(obj: Any) -> bytes:
     torch.save(obj, buffer)
     return buffer.getvalue()
 
-# %% ../../nbs/model_util/02_checkpoint.ipynb #c783e563
+# %% ../../nbs/model_util/02_checkpoint.ipynb #77c86005
 def looks_whole(path: str | Path) -> bool:
     """Whether the file is there and ends as a checkpoint ends."""
     return zipfile.is_zipfile(path)
@@ -157,11 +157,11 @@ def check_whole(path: Path) -> bytes:
     if broken is not None:
         raise ValueError(
             f"{path} is damaged ({broken}), so it cannot be used. Delete this file and repeat the call that wrote it: "
-            "only what is missing is made again."
+            "only what is missing is made again. (Files that torch wrote before version 1.6 must be saved anew.)"
         )
     return data
 
-# %% ../../nbs/model_util/02_checkpoint.ipynb #462639fd
+# %% ../../nbs/model_util/02_checkpoint.ipynb #636e2073
 def _known_module_class(name: str) -> type[nn.Module] | None:
     """The `nn.Module` subclass of this dotted name if it is already imported and carries no code, else None."""
     parts = name.split(".")
@@ -203,7 +203,7 @@ def load_checkpoint(path: Path, *, modules: bool = False) -> Any:
     data = check_whole(path)
     try:
         names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(data)))
-    except ValueError as error:
+    except Exception as error:  # whatever a foreign archive or pickle makes torch raise
         raise ValueError(f"{path} is not a checkpoint written by torch.save ({error})") from error
     classes = {name: _known_module_class(name) if modules else None for name in names}
     refused = [name for name, found in classes.items() if found is None]

@@ -104,7 +104,7 @@ def plan_of(metadata: Mapping[str, Any]) -> LooPlan | LdsPlan:
     keys = ("data_length", "num_subsets", "subset_ratio", "num_runs_per_subset", "seed")
     return LdsPlan(*(metadata[key] for key in keys))
 
-# %% ../../nbs/model_util/04_retrain_dir.ipynb #ea3bed8f
+# %% ../../nbs/model_util/04_retrain_dir.ipynb #8f9a1769
 def read_metadata(path: Path) -> dict[str, Any]:
     """Read and check `metadata.yml` in the directory `path`.
 
@@ -130,12 +130,8 @@ def read_metadata(path: Path) -> dict[str, Any]:
         raise _unreadable(file, "it is cut off or was not written by retrain_loo or retrain_lds")
     if "format" in metadata:
         _check_format(file, metadata)
-    folders = metadata.get(_MAP[metadata["mode"]])
-    if not isinstance(folders, dict) or not all(isinstance(key, int) for key in folders):
-        raise _unreadable(file, f"`{_MAP[metadata['mode']]}` is missing or cut off")
-    if "format" not in metadata:
-        for folder in folders.values():
-            resolve_inside(path, folder)
+    else:
+        _check_older(file, metadata)
     return metadata
 
 
@@ -145,6 +141,19 @@ def _unreadable(file: Path, reason: str) -> ValueError:
         f"{file} cannot be used: {reason}. Restore the file from a copy, retrain into another path, "
         "or retrain here with overwrite=True, which removes the models in it."
     )
+
+
+def _check_older(file: Path, metadata: dict[str, Any]) -> None:
+    """`ValueError` unless the file of an older tool says which folder holds what."""
+    folders = metadata.get(_MAP[metadata["mode"]])
+    if not isinstance(folders, dict) or not folders:
+        raise _unreadable(file, f"`{_MAP[metadata['mode']]}` is missing, empty or cut off")
+    if not all(isinstance(key, int) and isinstance(folder, str) for key, folder in folders.items()):
+        raise _unreadable(file, f"`{_MAP[metadata['mode']]}` must map numbers to folders")
+    if metadata["mode"] == "lds" and not isinstance(metadata.setdefault("num_runs_per_subset", 1), int):
+        raise _unreadable(file, "`num_runs_per_subset` must be a number")
+    for folder in folders.values():
+        resolve_inside(file.parent, folder)
 
 
 def _check_format(file: Path, metadata: dict[str, Any]) -> None:
@@ -164,12 +173,13 @@ def _check_format(file: Path, metadata: dict[str, Any]) -> None:
             resolve_inside(file.parent, folder)
         raise _unreadable(file, f"`{_MAP[metadata['mode']]}` is cut off or was edited")
 
-# %% ../../nbs/model_util/04_retrain_dir.ipynb #bf7b7e0c
+# %% ../../nbs/model_util/04_retrain_dir.ipynb #62ef7c1f
 def resolve_inside(path: Path, folder: Any) -> Path:
     """Folder that `metadata.yml` names, relative to `path` or as it is; `ValueError` if it lies outside `path`."""
     root = path.resolve()
-    candidates = [path / str(folder), Path(str(folder))]
+    candidates = [path / str(folder), Path(str(folder)), path / Path(str(folder)).name]
     inside = [place for place in candidates if place.resolve().is_relative_to(root) and place.resolve() != root]
+    inside = inside if candidates[0] in inside else [place for place in inside if place.exists()]
     if not inside:
         raise ValueError(
             f"{path / 'metadata.yml'} names the folder {str(folder)!r}, which is outside the directory; "
@@ -177,7 +187,7 @@ def resolve_inside(path: Path, folder: Any) -> Path:
         )
     return next((place for place in inside if place.exists()), inside[0])
 
-# %% ../../nbs/model_util/04_retrain_dir.ipynb #f323c03c
+# %% ../../nbs/model_util/04_retrain_dir.ipynb #3af3c238
 @dataclass(frozen=True)
 class RetrainDir:
     """A directory of retrained models and the plan they belong to.
@@ -252,11 +262,15 @@ class RetrainDir:
 
     def read_indices(self, group: int) -> np.ndarray:
         """Training positions of a subset, int64; `ValueError` if the file is damaged."""
-        file = self.indices_file(group)
+        file, length = self.indices_file(group), self.metadata.get("data_length", np.inf)
         try:
-            return np.array(file.read_text().split(), dtype=np.int64)
+            numbers = np.array(file.read_text().split(), dtype=np.float64)  # older tools wrote 3.0 for 3
         except ValueError as error:
             raise ValueError(f"{file} is damaged: expected one position per line ({error})") from error
+        positions = numbers.astype(np.int64)
+        if (positions != numbers).any() or (positions < 0).any() or (positions >= length).any():
+            raise ValueError(f"{file} is damaged: expected positions below {length}, one per line")
+        return positions
 
 # %% ../../nbs/model_util/04_retrain_dir.ipynb #87f6471f
 _NOT_COMPARED = ("dattri", "torch", "subset_dir_map", "map_index_dir")
