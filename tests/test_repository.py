@@ -97,7 +97,7 @@ def test_constraints_pin_every_requirement():
     pinned = {line.split("==")[0].lower().replace("_", "-") for line in lines}
     for key in ("requirements", "dev_requirements"):
         for line in filter(None, parser["DEFAULT"][key].split()):
-            assert re.split("[=<>]", line)[0].lower().replace("_", "-") in pinned, line
+            assert re.split(r"[=<>\[]", line)[0].lower().replace("_", "-") in pinned, line
 
 
 def test_readme_is_the_index_notebook():
