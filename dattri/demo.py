@@ -133,9 +133,9 @@ def attribute(model: nn.Module, train: Digits, test: Digits) -> dict[str, Scores
     scores["random"] = Scores(torch.randn(shape, generator=generator), torch.randn(shape[0], generator=generator))
     return scores
 
-# %% ../nbs/demo.ipynb #84607a2d
+# %% ../nbs/demo.ipynb #c623ecdc
 class DemoResult(NamedTuple):
-    """What the demo found for one method; `lds_each` and `predicted` are kept for the picture."""
+    """What the demo found for one method; `lds_each`, `score` and `roc` are kept for the picture."""
 
     lds: MeanInterval
     loo: float

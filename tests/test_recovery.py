@@ -3,6 +3,7 @@
 import signal
 import subprocess
 
+import joblib
 import pytest
 import torch
 from helpers import child_command, files, make_loader, train
@@ -272,3 +273,22 @@ def test_a_moved_directory_is_resumed_and_read(tmp_path):
     assert files(tmp_path / "there") == before
     values, indices = calculate_lds_ground_truth(lambda *_: torch.zeros(12), tmp_path / "there", make_loader())
     assert values.shape == (6, 12) and indices.shape == (6, 6)
+
+
+def test_a_relative_path_means_the_caller_s_folder(tmp_path, monkeypatch):
+    """Workers outlive a call, with the working directory they were started in."""
+    for name, count in (("first", 2), ("second", 4)):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        retrain_lds(train, make_loader(), "run", num_subsets=count, seed=0, n_jobs=2)
+        values, _ = calculate_lds_ground_truth(lambda *_: torch.zeros(12), "run", make_loader(), n_jobs=2)
+        assert values.shape == (count, 12)
+        assert sum(file.endswith(".pt") for file in files(tmp_path / name / "run")) == count
+
+
+def test_threads_train_the_models_of_one_process(tmp_path):
+    """Random generators belong to the whole process, so threads take turns."""
+    with joblib.parallel_config(backend="threading", n_jobs=3):
+        CALLS["loo"](tmp_path / "threads")
+    CALLS["loo"](tmp_path / "quiet")
+    assert files(tmp_path / "threads") == files(tmp_path / "quiet")

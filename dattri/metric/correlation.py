@@ -17,7 +17,7 @@ import torch
 # %% auto #0
 __all__ = ['Correlation', 'lds', 'MeanInterval', 'lds_interval', 'loo_corr']
 
-# %% ../../nbs/metric/01_correlation.ipynb #7bcf12f8
+# %% ../../nbs/metric/01_correlation.ipynb #bd2563e9
 _BLOCK_BYTES = 2**24
 
 
@@ -30,7 +30,7 @@ def _row_blocks(num_rows: int, num_columns: int, block_bytes: int = _BLOCK_BYTES
 def _rows(matrix: Any, rows: slice | torch.Tensor) -> torch.Tensor:
     """Some rows of a matrix as a tensor; those of a memory map are copied and its pages handed back."""
     if isinstance(matrix, torch.Tensor):
-        return matrix[rows]
+        return matrix[rows].byte() if matrix.dtype == torch.bool else matrix[rows]
     block = matrix[rows if isinstance(rows, slice) else rows.cpu().numpy()]
     if isinstance(matrix, np.memmap) or not getattr(block, "flags", np.ones(0).flags).writeable:
         block = np.array(block)
@@ -43,7 +43,7 @@ def _device(score: Any) -> torch.device:
     """Where the scores are; on the CPU if they are no tensor."""
     return score.device if isinstance(score, torch.Tensor) else torch.device("cpu")
 
-# %% ../../nbs/metric/01_correlation.ipynb #e810d770
+# %% ../../nbs/metric/01_correlation.ipynb #4fc6c646
 def _check_pair(ground_truth: Any, index_ndim: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Targets and indices of a ground truth, as tensors of the right dimensions."""
     if not isinstance(ground_truth, (tuple, list)) or len(ground_truth) != 2:
@@ -59,6 +59,8 @@ def _check_pair(ground_truth: Any, index_ndim: int) -> tuple[torch.Tensor, torch
             f"ground_truth: expected targets of shape {shape} and indices of shape {index_shape}, "
             f"got {tuple(targets.shape)} and {tuple(indices.shape)}"
         )
+    if indices.dtype == torch.bool:
+        raise ValueError("ground_truth: the indices are a mask; expected positions, such as mask.nonzero() gives")
     if indices.is_floating_point() and not bool((indices == indices.round()).all()):
         raise ValueError("ground_truth: the indices must be whole numbers, positions of training samples")
     return targets, indices.long()

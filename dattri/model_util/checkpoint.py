@@ -161,7 +161,7 @@ def check_whole(path: Path) -> bytes:
         )
     return data
 
-# %% ../../nbs/model_util/02_checkpoint.ipynb #636e2073
+# %% ../../nbs/model_util/02_checkpoint.ipynb #40320a99
 def _known_module_class(name: str) -> type[nn.Module] | None:
     """The `nn.Module` subclass of this dotted name if it is already imported and carries no code, else None."""
     parts = name.split(".")
@@ -209,7 +209,8 @@ def load_checkpoint(path: Path, *, modules: bool = False) -> Any:
     refused = [name for name, found in classes.items() if found is None]
     if refused:
         raise ValueError(_refusal(path, refused))
-    with torch.serialization.safe_globals([found for found in classes.values() if found is not None]):
+    allowed = [(found, name) for name, found in classes.items() if found is not None]
+    with torch.serialization.safe_globals(allowed):  # type: ignore[arg-type]
         try:
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         except Exception as error:
