@@ -209,7 +209,22 @@ def _finish(
     dtype = torch.promote_types(_rows(score, slice(0, 1)).dtype, torch.float32)
     return Correlation(correlation.to(dtype), torch.as_tensor(pvalue, dtype=dtype, device=correlation.device))
 
-# %% ../../nbs/metric/01_correlation.ipynb #1cfe8e83
+# %% ../../nbs/metric/01_correlation.ipynb #42e9ce73
+def _predicted_and_actual(score: Any, ground_truth: Any) -> tuple[Any, torch.Tensor, torch.Tensor]:
+    """Checked score matrix, and sums of scores and targets per subset and test sample, float64, on its device."""
+    targets, indices = _check_pair(ground_truth, index_ndim=2)
+    score = _check_score(score, targets, indices)
+    targets, indices = targets.to(_device(score)).double(), indices.to(_device(score))
+    _check_finite("ground_truth", targets, ("subset", "test sample"))
+    return score, _predict(_membership(indices, score.shape[0]), score), targets
+
+
+def _spearman(predicted: torch.Tensor, actual: torch.Tensor) -> torch.Tensor:
+    """Rank correlation of each column of `predicted` with that of `actual`; nan for constant columns."""
+    x, y = _ranks(predicted.T), _ranks(actual.T)
+    return (x * y).sum(1) / ((x * x).sum(1) * (y * y).sum(1)).sqrt()
+
+
 def lds(score: Any, ground_truth: tuple[torch.Tensor, torch.Tensor]) -> Correlation:
     """Linear datamodeling score: do sums of scores rank the retrained models as retraining did?
 
@@ -237,15 +252,10 @@ def lds(score: Any, ground_truth: tuple[torch.Tensor, torch.Tensor]) -> Correlat
     ValueError
         If the shapes do not fit together, an index is beyond the rows of `score`, or a value is NaN or infinite.
     """
-    targets, indices = _check_pair(ground_truth, index_ndim=2)
-    score = _check_score(score, targets, indices)
-    targets, indices = targets.to(_device(score)).double(), indices.to(_device(score))
-    _check_finite("ground_truth", targets, ("subset", "test sample"))
-    predicted, actual = _ranks(_predict(_membership(indices, score.shape[0]), score).T), _ranks(targets.T)
-    products = [(x * y).sum(1) for x, y in ((predicted, actual), (predicted, predicted), (actual, actual))]
-    return _finish(products[0] / (products[1] * products[2]).sqrt(), len(targets), score, "subsets", pvalue_of_two=np.nan)
+    score, predicted, actual = _predicted_and_actual(score, ground_truth)
+    return _finish(_spearman(predicted, actual), len(actual), score, "subsets", pvalue_of_two=np.nan)
 
-# %% ../../nbs/metric/01_correlation.ipynb #9c75f4d0
+# %% ../../nbs/metric/01_correlation.ipynb #94aeb8af
 class MeanInterval(NamedTuple):
     """Mean over test samples and the interval it lies in with the given confidence."""
 
@@ -275,19 +285,13 @@ def lds_interval(
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence: expected a number in (0, 1), got {confidence!r}")
-    targets, indices = _check_pair(ground_truth, index_ndim=2)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # undefined test samples are left out of the mean
-        all_values = lds(score, (targets, indices)).correlation.double()
-        score = _check_score(score, targets, indices)
-        sums = _predict(_membership(indices.to(_device(score)), score.shape[0]), score)
-    targets, count = targets.to(_device(score)).double(), len(targets)
-    kept = ~all_values.isnan()
+    _, predicted, actual = _predicted_and_actual(score, ground_truth)
+    all_values, count = _spearman(predicted, actual), len(actual)
+    kept = ~all_values.isnan()  # undefined test samples are left out of the mean
     means = []
     for left_out in range(count):  # a loop over subsets: each drop changes all ranks
-        others = torch.arange(count, device=targets.device) != left_out
-        x, y = _ranks(sums[others][:, kept].T), _ranks(targets[others][:, kept].T)
-        means.append(((x * y).sum(1) / (x.square().sum(1) * y.square().sum(1)).sqrt()).nanmean())
+        others = torch.arange(count, device=actual.device) != left_out
+        means.append(_spearman(predicted[others][:, kept], actual[others][:, kept]).nanmean())
     jackknife = (count - 1) / count * (torch.stack(means) - torch.stack(means).mean()).square().sum()
     variance = jackknife + all_values[kept].var() / kept.sum()
     mean = float(all_values[kept].mean())
