@@ -226,8 +226,9 @@ try:
 except OSError as error:
     print(type(error).__name__, error)
 """
-    for parent in (path for path in (tmp_path, *tmp_path.parents) if path.name.startswith(("test_", "pytest-", "popen-"))):
-        parent.chmod(0o755)
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.name.startswith(("test_", "pytest-", "popen-")):
+            folder.chmod(0o755)
     (tmp_path / "run").mkdir(mode=0o555)
     message = run_child(code, tmp_path / "run")
     assert "PermissionError" in message and "metadata.yml" in message
