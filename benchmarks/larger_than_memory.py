@@ -1,46 +1,19 @@
-"""`lds` and `loo_corr` on a memory-mapped score matrix of 4 GB: seconds, against reading the file, and extra memory.
+"""`lds` and `loo_corr` on score matrices of 4 GB on disk: seconds, against reading the file, and extra memory.
 
-Run with `python benchmarks/larger_than_memory.py [folder]`; the folder must have room for the file.
+Run with `python benchmarks/larger_than_memory.py [folder]`; the folder must have room for two such files.
 """
 
-import resource
 import sys
 import tempfile
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from measure import show
+from measure import Row, extra_memory, readable, report, seconds
 
 from dattri.metric import lds, loo_corr
 
 NUM_TRAIN, NUM_TEST = 200_000, 5_000
-
-
-def resident_bytes():
-    """Memory that the process holds now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize()
-
-
-def watched(call):
-    """Seconds of a call, and the most memory it held beyond what was held before."""
-    before, peak, done = resident_bytes(), [0], threading.Event()
-
-    def watch():
-        while not done.wait(0.01):
-            peak[0] = max(peak[0], resident_bytes() - before)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    begin = time.perf_counter()
-    call()
-    seconds = time.perf_counter() - begin
-    done.set()
-    watcher.join()
-    return seconds, peak[0]
 
 
 def read(file):
@@ -50,28 +23,52 @@ def read(file):
             pass
 
 
+def write(file, generator):
+    """4 GB of random numbers."""
+    with file.open("wb") as opened:
+        for _ in range(100):
+            opened.write(generator.standard_normal((NUM_TRAIN // 100, NUM_TEST), dtype=np.float32).tobytes())
+
+
+def blocks(file, width=50):
+    """The file as columns, some at a time."""
+    for start in range(0, NUM_TEST, width):
+        values = np.fromfile(file, np.float32, NUM_TRAIN * width, offset=4 * NUM_TRAIN * start)
+        yield values.reshape(width, NUM_TRAIN).T
+
+
+def product_seconds(indices, height=400):
+    """Seconds of the float64 product of subsets and scores alone, from the time of one block of rows."""
+    members = torch.zeros(len(indices), NUM_TRAIN, dtype=torch.float64).scatter_(1, indices, 1.0)
+    block = torch.randn(height, NUM_TEST, dtype=torch.float64)
+    (one,) = seconds(lambda: members[:, :height] @ block)
+    return one * NUM_TRAIN / height
+
+
 def main():
-    """Write the file, and print the table."""
-    generator = np.random.default_rng(0)
+    """Write the files, and print the table."""
+    size = f"{NUM_TRAIN:,} x {NUM_TEST:,} float32"
+    indices = torch.stack([torch.randperm(NUM_TRAIN)[: NUM_TRAIN // 2] for _ in range(100)])
+    subsets = torch.randn(100, NUM_TEST), indices
+    removed = torch.randn(2_000, NUM_TEST), torch.randperm(NUM_TRAIN)[:2_000]
+    note = f"obvious way: reading the file; the product alone: {readable(product_seconds(indices))}"
+    rows = []
     with tempfile.TemporaryDirectory(dir=sys.argv[1] if len(sys.argv) > 1 else None) as folder:
         file = Path(folder) / "score.bin"
-        with file.open("wb") as opened:
-            for _ in range(100):
-                opened.write(generator.standard_normal((NUM_TRAIN // 100, NUM_TEST), dtype=np.float32).tobytes())
-        score = np.memmap(file, dtype=np.float32, mode="r", shape=(NUM_TRAIN, NUM_TEST))
-        indices = torch.stack([torch.randperm(NUM_TRAIN)[: NUM_TRAIN // 2] for _ in range(100)])
-        subsets = torch.randn(100, NUM_TEST), indices
-        removed = torch.randn(2_000, NUM_TEST), torch.randperm(NUM_TRAIN)[:2_000]
+        write(file, np.random.default_rng(0))
+        by_rows = np.memmap(file, dtype=np.float32, mode="r", shape=(NUM_TRAIN, NUM_TEST))
+        by_columns = np.memmap(file, dtype=np.float32, mode="r", shape=(NUM_TRAIN, NUM_TEST), order="F")
         calls = {
-            "reading the file": lambda: read(file),
-            "lds, 100 subsets": lambda: lds(score, subsets),
-            "loo_corr, 2,000 removed": lambda: loo_corr(score, removed),
+            "lds, 100 subsets, memory map": lambda: lds(by_rows, subsets),
+            "lds, the same, column after column": lambda: lds(by_columns, subsets),
+            "lds, the same, a generator of blocks": lambda: lds(blocks(file), subsets),
+            "loo_corr, 2,000 removed, memory map": lambda: loo_corr(by_rows, removed),
         }
-        rows = [("what", "seconds", "extra memory")]
         for name, call in calls.items():
-            seconds, extra = watched(call)
-            rows.append((name, f"{seconds:.1f} s", f"{extra / 2**20:.0f} MB"))
-    show(f"{NUM_TRAIN:,} x {NUM_TEST:,} float32 scores, memory-mapped", rows)
+            memory = extra_memory(call)
+            ours, reading = seconds(call, lambda: read(file), repeats=3, warm=False)
+            rows.append(Row(name, size, ours, reading, "1 GB, disk speed", memory, note))
+    report("larger-than-memory", rows)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,9 @@ Run with `python benchmarks/metrics.py`. The obvious way is timed on a share of 
 import numpy as np
 import scipy.stats
 import torch
-from measure import milliseconds, seconds, show
+from measure import DEVICE, Row, extra_memory, readable, report, seconds
 
 from dattri.metric import lds, loo_corr, mislabel_detection_auc
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def scipy_lds(score, targets, indices, columns):
@@ -36,39 +34,42 @@ def pair_loop(score, truth):
     return wins
 
 
-def lds_row(num_train, num_test, columns):
+def lds_input(num_train, num_test, num_subsets=100):
+    """Scores, targets and indices of random halves."""
+    indices = torch.stack([torch.randperm(num_train)[: num_train // 2] for _ in range(num_subsets)])
+    return torch.randn(num_train, num_test), torch.randn(num_subsets, num_test), indices
+
+
+def lds_row(num_train, num_test, columns, goal):
     """One size of `lds` against scipy and against the arithmetic that cannot be avoided."""
-    score = torch.randn(num_train, num_test)
-    targets = torch.randn(100, num_test)
-    indices = torch.stack([torch.randperm(num_train)[: num_train // 2] for _ in range(100)])
+    score, targets, indices = lds_input(num_train, num_test)
     members = torch.zeros(100, num_train, dtype=torch.float64).scatter_(1, indices, 1.0).to(DEVICE)
     wide, sums = score.to(DEVICE, torch.float64), torch.randn(100, num_test, dtype=torch.float64, device=DEVICE)
     arrays = score.numpy(), targets.numpy(), indices.numpy()
     on_device = score.to(DEVICE), (targets.to(DEVICE), indices.to(DEVICE))
+    memory = extra_memory(lambda: lds(*on_device))
     ours, floor, theirs = seconds(
         lambda: lds(*on_device), lambda: (members @ wide, sums.sort(0)), lambda: scipy_lds(*arrays, columns), repeats=5
     )
-    theirs *= num_test / columns
     size = f"{num_train:,} x {num_test:,}, 100 subsets"
-    limit = f"{ours / floor:.1f}x one float64 product and sort ({milliseconds(floor)})"
-    return "lds", size, milliseconds(ours), milliseconds(theirs), f"{theirs / ours:,.0f}x", limit
+    note = f"{ours / floor:.1f}x one float64 product and sort ({readable(floor)})"
+    return Row("lds", size, ours, theirs * num_test / columns, goal, memory, note)
 
 
 def loo_row(num_train, num_test, columns):
-    """`loo_corr` against scipy and against reading both matrices once."""
+    """`loo_corr` against scipy and against widening both matrices."""
     score, targets = torch.randn(2, num_train, num_test)
     indices = torch.arange(num_train)
     on_device = score.to(DEVICE), (targets.to(DEVICE), indices.to(DEVICE))
     arrays = score.numpy(), targets.numpy(), indices.numpy()
+    memory = extra_memory(lambda: loo_corr(*on_device))
     ours, floor, theirs = seconds(
         lambda: loo_corr(*on_device),
         lambda: (on_device[0].double().square(), on_device[1][0].double().square()),
         lambda: scipy_loo(*arrays, columns), repeats=9,
     )
-    theirs *= num_test / columns
-    limit = f"{ours / floor:.1f}x squaring both in float64 ({milliseconds(floor)})"
-    size = f"{num_train:,} x {num_test:,}"
-    return "loo_corr", size, milliseconds(ours), milliseconds(theirs), f"{theirs / ours:,.0f}x", limit
+    note = f"{ours / floor:.1f}x squaring both in float64 ({readable(floor)})"
+    return Row("loo_corr", f"{num_train:,} x {num_test:,}", ours, theirs * num_test / columns, "50x", memory, note)
 
 
 def auc_rows():
@@ -79,19 +80,37 @@ def auc_rows():
         lambda: mislabel_detection_auc(score.to(DEVICE), truth.to(DEVICE)), lambda: pair_loop(score, truth), repeats=3
     )
     million = torch.randn(10**6, device=DEVICE), (torch.rand(10**6, device=DEVICE) < 0.1).float()
+    memory = extra_memory(lambda: mislabel_detection_auc(*million))
     (large,) = seconds(lambda: mislabel_detection_auc(*million), repeats=3)
-    name = "mislabel_detection_auc"
-    yield name, "20,000 (2,000 wrong)", milliseconds(ours), milliseconds(theirs), f"{theirs / ours:,.0f}x", ""
-    yield name, "1,000,000", milliseconds(large), "", "", ""
+    yield Row("mislabel_detection_auc", "20,000 (2,000 wrong)", ours, theirs, "1000x")
+    yield Row("mislabel_detection_auc", "1,000,000", large, None, "2 s", memory)
+
+
+def curve(sizes, make, columns=10):
+    """Seconds of `lds` and of scipy (scaled up from some columns) for inputs of growing size."""
+    def point(size):
+        score, targets, indices = make(size)
+        on_device = score.to(DEVICE), (targets.to(DEVICE), indices.to(DEVICE))
+        arrays = score.numpy(), targets.numpy(), indices.numpy()
+        ours, theirs = seconds(lambda: lds(*on_device), lambda: scipy_lds(*arrays, columns), repeats=3)
+        return size, ours, theirs * score.shape[1] / columns
+
+    return [point(size) for size in sizes]
 
 
 def main():
-    """Print the table."""
+    """Print the table, and measure how time grows."""
     torch.manual_seed(0)
-    head = ("what", "size", "dattri", "obvious way", "ratio", "against the limit")
-    rows = [lds_row(5000, 500, columns=50), lds_row(50_000, 2000, columns=5), loo_row(5000, 500, columns=100)]
-    rows += auc_rows()
-    show("metrics", [head, *rows])
+    rows = [lds_row(5000, 500, 50, "50x"), lds_row(50_000, 2000, 5, "150x"), loo_row(5000, 500, 100), *auc_rows()]
+    curves = {
+        "training samples (500 test samples, 100 subsets)": curve(
+            (300, 1000, 3000, 10_000, 30_000), lambda size: lds_input(size, 500)
+        ),
+        "subsets (5,000 training and 500 test samples)": curve(
+            (10, 30, 100, 300, 1000), lambda size: lds_input(5000, 500, size)
+        ),
+    }
+    report("metrics", rows, curves=curves)
 
 
 if __name__ == "__main__":

@@ -1,70 +1,83 @@
 """What retraining costs beyond the user's own training function, what workers gain, and how fast a resume is.
 
-Run with `python benchmarks/retraining.py`. Models are digits logistic regressions; untrained where overhead counts.
+Run with `python benchmarks/retraining.py`. Models are untrained where overhead counts.
 """
 
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
-from measure import milliseconds, seconds, show
-from torch import nn
+import torch
+from ensembles import data, digits_lr, mnist_mlp, plain, trainer_of
+from measure import Row, report, seconds
 
-from dattri.demo import digits, loader, train_logistic
+from dattri.model_util.checkpoint import cpu_state, to_bytes, write_whole
 from dattri.model_util.retrain import retrain_lds
 
 
 def ready_model(dataloader):
     """A training function that takes no time: what remains is overhead."""
-    return nn.Linear(64, 10)
+    return digits_lr()
 
 
-def plain(dataloader):
-    """The demo's training as a plain training function, one model at a time."""
-    return train_logistic(dataloader)
-
-
-def ensemble(train_loader, count=100):
-    """Seconds for `count` digits models one by one, and as ensembles."""
-    with tempfile.TemporaryDirectory() as folder:
-        names = (f"{folder}/{number}" for number in range(100))
-        return seconds(*(
-            lambda function=function: retrain_lds(function, train_loader, next(names), num_subsets=count, seed=0)
-            for function in (plain, train_logistic)
-        ), repeats=3)
-
-
-def overhead(train_loader, count=200):
+def overhead(dataloader, count=200):
     """Seconds per model beyond the training function."""
     with tempfile.TemporaryDirectory() as folder:
         names = (f"{folder}/{number}" for number in range(100))
         whole, training = seconds(
-            lambda: retrain_lds(ready_model, train_loader, next(names), num_subsets=count, seed=0),
-            lambda: [ready_model(train_loader) for _ in range(count)], repeats=7,
+            lambda: retrain_lds(ready_model, dataloader, next(names), num_subsets=count, seed=0),
+            lambda: [ready_model(dataloader) for _ in range(count)], repeats=7,
         )
     return (whole - training) / count
 
 
-def workers(train_loader, count=64, repeats=3):
-    """Seconds for `count` models with one and with two processes, the latter already running."""
+def overhead_parts(count=200):
+    """Seconds per model of what saving consists of."""
+    model, data = digits_lr(), b"x" * 4096
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)
+
+        def synced(number):
+            with (path / f"s{number}").open("wb") as file:
+                file.write(data)
+                os.fsync(file.fileno())
+
+        calls = {
+            "one fsync": lambda: [synced(number) for number in range(count)],
+            "a file, whole or absent": lambda: [write_whole(path / str(number), data) for number in range(count)],
+            "state to bytes": lambda: [to_bytes(cpu_state(model)) for _ in range(count)],
+        }
+        return {name: time / count for name, time in zip(calls, seconds(*calls.values(), repeats=5), strict=True)}
+
+
+def workers(name, model_fn, dataloader, num_epochs, count=64, repeats=3):
+    """Rows for `count` models with one and with two processes: running already, and started first."""
+    train = partial(plain, trainer=trainer_of(model_fn, num_epochs))
     times = {1: [], 2: []}
     for _ in range(repeats + 1):
         for n_jobs, seen in times.items():
             with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / "run"
                 begin = time.perf_counter()
-                retrain_lds(plain, train_loader, path, num_subsets=count, seed=0, n_jobs=n_jobs)
+                retrain_lds(train, dataloader, Path(folder) / "run", num_subsets=count, seed=0, n_jobs=n_jobs)
                 seen.append(time.perf_counter() - begin)
-    return {n_jobs: (seen[0], statistics.median(seen[1:])) for n_jobs, seen in times.items()}
+    one = statistics.median(times[1][1:])
+    what, size = "n_jobs=2 against 1", f"{count} models, {name}"
+    yield Row(what, size, statistics.median(times[2][1:]), one, "1.7x", None, "workers running")
+    yield Row(what, size, times[2][0], one, "", None, "workers started first")
+    from joblib.externals.loky import get_reusable_executor  # noqa: PLC0415
+
+    get_reusable_executor().shutdown()
 
 
-def resume(train_loader, count=5000):
+def resume(dataloader, count=5000):
     """Seconds for a call that finds all of its models."""
     with tempfile.TemporaryDirectory() as folder:
-        call = lambda: retrain_lds(ready_model, train_loader, folder, num_subsets=count, seed=0)  # noqa: E731
+        call = lambda: retrain_lds(ready_model, dataloader, folder, num_subsets=count, seed=0)  # noqa: E731
         call()
         (found,) = seconds(call, repeats=3)
     return found
@@ -81,21 +94,16 @@ def import_seconds(statement):
 
 def main():
     """Print the table."""
-    train_loader = loader(digits()[0], shuffle=True)
-    gain = workers(train_loader)
-    cold, warm = (f"{milliseconds(two)} ({gain[1][1] / two:.2f}x)" for two in gain[2])
-    alone, together = ensemble(train_loader)
+    torch.manual_seed(0)
+    digits, mnist = data(1297, 64), data(5000, 784)
     rows = [
-        ("what", "size", "measured", "goal"),
-        ("overhead beyond train_func", "per model, 650 parameters", milliseconds(overhead(train_loader)), "5 ms"),
-        ("n_jobs=1", "64 digits models", milliseconds(gain[1][1]), ""),
-        ("n_jobs=2", "the same, workers running", warm, "1.7x"),
-        ("n_jobs=2", "the same, workers started first", cold, ""),
-        ("EnsembleTrainer", "100 digits models", f"{milliseconds(together)} ({alone / together:.1f}x)", "10x"),
-        ("resume scan", "5,000 finished models", milliseconds(resume(train_loader)), "1 s"),
-        ("import dattri", "beyond starting Python", milliseconds(import_seconds("import dattri")), "100 ms"),
+        Row("overhead beyond train_func", "per model, 650 parameters", overhead(digits), None, "5 ms"),
+        *workers("digits LR", digits_lr, digits, 20),
+        *workers("MNIST-size MLP", mnist_mlp, mnist, 3),
+        Row("resume scan", "5,000 finished models", resume(digits), None, "1 s"),
+        Row("import dattri", "beyond starting Python", import_seconds("import dattri"), None, "100 ms"),
     ]
-    show("retraining", rows)
+    report("retraining", rows, overhead=overhead_parts())
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from .stack import ModelStack, fitting_models, in_groups
 # %% auto #0
 __all__ = ['EnsembleTarget']
 
-# %% ../../nbs/model_util/09_target.ipynb #228d67e4
+# %% ../../nbs/model_util/09_target.ipynb #4e7195be
 @dataclass(frozen=True)
 class EnsembleTarget:
     """A target function for both ground truths that evaluates many models of one architecture at once.
@@ -83,6 +83,8 @@ class EnsembleTarget:
 
         Raises
         ------
+        TypeError
+            If batches are not tuples of tensors.
         ValueError
             If weights do not fit the model, a file is damaged, `loss_fn` gives no value per sample, or a layer does not
             work for several models at once; names it.
@@ -118,6 +120,11 @@ class EnsembleTarget:
         tensors = [*stack.parameters.values(), *stack.buffers.values()]
         parts = []
         for batch in dataloader:
+            if not isinstance(batch, (tuple, list)) or not all(isinstance(part, torch.Tensor) for part in batch):
+                raise TypeError(
+                    "dataloader: an EnsembleTarget needs batches (inputs, *targets) of tensors, got "
+                    f"{type(batch).__name__}; use a target function of your own for other data"
+                )
             placed = [part.to(tensors[0].device) for part in batch] if tensors else list(batch)
             values = stack.losses(self.loss_fn, placed, shared=True)
             if values.ndim != 2 or values.shape[1] != len(placed[0]):
