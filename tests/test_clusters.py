@@ -44,6 +44,32 @@ def test_engine_gives_the_bytes_of_one_process(engine, tmp_path):
     assert files(tmp_path / "cluster") == files(tmp_path / "one")
 
 
+@pytest.mark.parametrize("engine", ["dask", "ray"])
+def test_data_is_sent_once_and_not_with_every_task(engine, tmp_path):
+    """2 MB of data and 24 tasks: what is pickled stays below twice the data, or one reference per task."""
+    code = """
+import joblib, numpy as np
+from dattri.model_util.parallel import Shared, run_tasks
+sent, pack = [], Shared.__getstate__
+def counted(self):
+    state = pack(self)
+    sent.append(getattr(state["pickled"], "nbytes", 0))
+    return state
+Shared.__getstate__ = counted
+class Job:
+    def __init__(self): self.data = np.zeros(250_000)
+    def __call__(self, task): return len(self.data)
+if __name__ == "__main__":
+    with joblib.parallel_config(backend=sys.argv[2], n_jobs=2):
+        assert list(run_tasks(Job(), range(24))) == [250_000] * 24
+    print("sent", sum(sent))
+"""
+    command = child_command(START[engine] + code, tmp_path / "unused", engine)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert int(result.stdout.rsplit("sent ")[-1]) < 2 * 2_000_000 + 100_000
+
+
 def test_a_killed_worker_costs_only_what_it_was_doing(tmp_path):
     code = """
 marker = sys.argv[2]
