@@ -123,7 +123,7 @@ def attribute(model: nn.Module, train: Digits, test: Digits) -> dict[str, Scores
     scores["random"] = Scores(torch.randn(shape, generator=generator), torch.randn(shape[0], generator=generator))
     return scores
 
-# %% ../nbs/demo.ipynb #70f0b635
+# %% ../nbs/demo.ipynb #6fb79767
 class DemoResult(NamedTuple):
     """What the demo found for one method; `lds_each`, `score` and `roc` are kept for the picture."""
 
@@ -140,7 +140,7 @@ def run_demo(
     *,
     num_subsets: int = 100,
     num_runs_per_subset: int = 2,
-    num_removed: int = 256,
+    num_removed: int = 1297,
     n_jobs: int | None = None,
 ) -> tuple[dict[str, DemoResult], Any]:
     """Retrain on digits, judge three methods, and return what each achieved and the LDS ground truth.
