@@ -19,11 +19,12 @@ def product(size, dtype):
     return rate(lambda: left @ right, 2 * size**3)
 
 
-def batched(models, batch, inputs, outputs):
+def batched(models, batch, inputs, outputs, *, samples_last):
     """The products of an ensemble's layer, one small one per model."""
     samples = torch.randn(models, batch, inputs, device=DEVICE)
-    weights = torch.randn(models, inputs, outputs, device=DEVICE)
-    return rate(lambda: samples @ weights, 2 * models * batch * inputs * outputs)
+    weights = torch.randn(models, outputs, inputs, device=DEVICE)
+    call = (lambda: weights @ samples.mT) if samples_last else (lambda: samples @ weights.mT)
+    return rate(call, 2 * models * batch * inputs * outputs, repeats=50)
 
 
 def copying(num_bytes):
@@ -36,12 +37,20 @@ def copying(num_bytes):
 def main():
     """Print the table."""
     size = 8192 if DEVICE == "cuda" else 2048
+    small = {"digits LR": (64, 64, 64, 10), "MNIST-size LR": (64, 64, 784, 10), "MNIST-size MLP": (38, 64, 784, 128)}
     found = [
         ("product, float32", f"{size:,} x {size:,}", product(size, torch.float32), "GFLOP/s"),
         ("product, float64", f"{size:,} x {size:,}", product(size, torch.float64), "GFLOP/s"),
-        ("64 products", "64 x 64 x 10 (digits)", batched(64, 64, 64, 10), "GFLOP/s"),
-        ("64 products", "64 x 784 x 10 (MNIST-size)", batched(64, 64, 784, 10), "GFLOP/s"),
-        ("38 products", "64 x 784 x 128 (MNIST-size)", batched(38, 64, 784, 128), "GFLOP/s"),
+        *(
+            (
+                f"{shape[0]} products, samples {'last' if last else 'first'}",
+                f"{name}: {' x '.join(map(str, shape[1:]))}",
+                batched(*shape, samples_last=last),
+                "GFLOP/s",
+            )
+            for name, shape in small.items()
+            for last in (False, True)
+        ),
         ("copying memory", "1 GB", copying(2**30), "GB/s"),
     ]
     rows = [Row(what, size, time, note=f"{speed:,.0f} {unit}") for what, size, (time, speed), unit in found]
