@@ -247,7 +247,7 @@ def _lost_worker(job: TrainJob, tasks: Sequence[Task], error: Exception) -> Retr
         "are kept: the same call trains what is missing. If workers run out of memory, use a smaller n_jobs."
     )
 
-# %% ../../nbs/model_util/06_retrain.ipynb #c04e1dd1
+# %% ../../nbs/model_util/06_retrain.ipynb #ca183c9a
 def retrain_loo(
     train_func: Callable,
     dataloader: DataLoader,
@@ -271,7 +271,7 @@ def retrain_loo(
     train_func : callable
         ``train_func(dataloader, **kwargs)``, plus ``seed=`` if it takes one; returns the trained `torch.nn.Module`.
         Torch, numpy and `random` are seeded around the call and restored after it. An `EnsembleTrainer` trains many
-        models as one.
+        models as one (its docstring says how far the bytes of models with dropout depend on the groups).
     dataloader : torch.utils.data.DataLoader
         Loader over the N training samples, with a sampler that has a fixed list of samples. Each model gets a loader
         like it without one sample.
@@ -336,7 +336,7 @@ def _pool(devices: Any, train_func: Callable, kwargs: dict[str, Any]) -> DeviceP
         raise ValueError(f"devices: train_func takes no device=, so it would not use {devices!r}; give it that argument")
     return pool
 
-# %% ../../nbs/model_util/06_retrain.ipynb #9ee4d30a
+# %% ../../nbs/model_util/06_retrain.ipynb #75f68d41
 def retrain_lds(
     train_func: Callable,
     dataloader: DataLoader,
@@ -365,7 +365,7 @@ def retrain_lds(
     train_func : callable
         ``train_func(dataloader, **kwargs)``, plus ``seed=`` if it takes one; returns the trained `torch.nn.Module`.
         Torch, numpy and `random` are seeded around the call and restored after it. An `EnsembleTrainer` trains many
-        models as one.
+        models as one (its docstring says how far the bytes of models with dropout depend on the groups).
     dataloader : torch.utils.data.DataLoader
         Loader over the N training samples, with a sampler that has a fixed list of samples. Each model gets a loader
         like it over its subset.

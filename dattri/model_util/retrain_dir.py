@@ -311,8 +311,17 @@ class RetrainDir:
             raise ValueError(f"{file} was edited or is cut off. Delete the folder {file.parent} and retrain the subset.")
         return positions
 
-# %% ../../nbs/model_util/04_retrain_dir.ipynb #1c187c63
+# %% ../../nbs/model_util/04_retrain_dir.ipynb #e423aea5
 _NOT_COMPARED = ("dattri", "numpy", "torch", "subset_dir_map", "map_index_dir")
+
+
+def _differences(name: str, found: Any, wanted: Any) -> list[str]:
+    """Values that differ, each with the keys that lead to it."""
+    if not (isinstance(found, Mapping) and isinstance(wanted, Mapping)):
+        return [] if found == wanted else [f"{name}: {found!r} there, {wanted!r} in this call"]
+    keys = wanted if name == "" else sorted({*found, *wanted}, key=str)
+    lead = f"{name}." if name else ""
+    return [line for key in keys for line in _differences(f"{lead}{key}", found.get(key), wanted.get(key))]
 
 
 def compare_plans(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -322,8 +331,7 @@ def compare_plans(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any
     elif found["mode"] != wanted["mode"]:
         listed = f"mode: {found['mode']!r} there, {wanted['mode']!r} in this call"
     else:
-        fields = [key for key in wanted if key not in _NOT_COMPARED and found.get(key) != wanted[key]]
-        listed = "; ".join(f"{key}: {found.get(key)!r} there, {wanted[key]!r} in this call" for key in fields)
+        listed = "; ".join(_differences("", found, {k: v for k, v in wanted.items() if k not in _NOT_COMPARED}))
     if listed:
         raise ValueError(
             f"{path} already holds models of a different run. {listed}. "

@@ -16,7 +16,7 @@ from torch.func import functional_call, vmap
 from torch.overrides import TorchFunctionMode
 
 # %% auto #0
-__all__ = ['ModelStack', 'fitting_models', 'in_groups']
+__all__ = ['ModelStack', 'check_functions', 'placed', 'fitting_models', 'in_groups']
 
 # %% ../../nbs/model_util/07_stack.ipynb #799d277a
 class _SamplesLast(TorchFunctionMode):
@@ -30,7 +30,7 @@ class _SamplesLast(TorchFunctionMode):
             return outputs if bias is None else outputs + bias
         return function(*args, **kwargs)
 
-# %% ../../nbs/model_util/07_stack.ipynb #fa50e3e1
+# %% ../../nbs/model_util/07_stack.ipynb #50c127e8
 class ModelStack:
     """Room for the parameters and buffers of several models of one architecture.
 
@@ -95,18 +95,21 @@ class ModelStack:
         """
         call = self._of_all(loss_fn, batch, shared)
         try:
-            return call()
+            values, rebound = call()
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, ValueError) as error:
             self._of_first(loss_fn, batch, shared)
+            argument, culprit = self._culprit(call)
             raise ValueError(
-                f"model_fn: {self._culprit(call)} does not work for several models at once ({error}). Layers whose control "
-                "flow depends on the data, or that torch.vmap does not know, need a plain training or target function."
+                f"{argument}: {culprit} does not work for several models at once ({error}). What decides by looking at the "
+                "data, or what torch.vmap does not know, needs a plain training or target function."
             ) from error
+        self.buffers.update({name: value.detach() for name, value in rebound.items()})
+        return values
 
-    def _of_all(self, loss_fn: Callable, batch: Sequence[torch.Tensor], shared: bool) -> Callable[[], torch.Tensor]:
-        """The call for all models."""
+    def _of_all(self, loss_fn: Callable, batch: Sequence[torch.Tensor], shared: bool) -> Callable[[], Any]:
+        """The call for all models: values, and buffers that a model has put new tensors into the place of."""
         dims = (0, 0, *([None if shared else 0] * len(batch)))
         mapped = vmap(self._of_one(loss_fn), in_dims=dims, randomness="different")
         return lambda: mapped(self.parameters, self.buffers, *batch)
@@ -114,10 +117,12 @@ class ModelStack:
     def _of_one(self, loss_fn: Callable) -> Callable:
         """The call for one model as a function of its values."""
 
-        def call(parameters: Any, buffers: Any, inputs: torch.Tensor, *targets: torch.Tensor) -> torch.Tensor:
+        def call(parameters: Any, buffers: Any, inputs: torch.Tensor, *targets: torch.Tensor) -> Any:
+            values = {**parameters, **buffers}  # functional_call writes into it what the model has rebound
             with _SamplesLast():
-                outputs = functional_call(self.template, (parameters, buffers), (inputs,))
-            return loss_fn(outputs, *targets)
+                outputs = functional_call(self.template, values, (inputs,))
+            rebound = {name: values[name] for name, before in buffers.items() if values[name] is not before}
+            return loss_fn(outputs, *targets), rebound
 
         return call
 
@@ -127,9 +132,9 @@ class ModelStack:
         with torch.no_grad():
             self._of_one(loss_fn)(*values, *(part if shared else part[0] for part in batch))
 
-    def _culprit(self, call: Callable) -> str:
-        """The layer in which a call fails, by name and class."""
-        entered = ["the loss function"]
+    def _culprit(self, call: Callable) -> tuple[str, str]:
+        """Argument and layer, by name and class, in which a call fails."""
+        entered = ["its result"]
 
         def enter(name: str) -> Callable:
             return lambda module, _: entered.append(f"{name or 'the model'} ({type(module).__name__})")
@@ -139,13 +144,41 @@ class ModelStack:
         try:
             call()
         except (RuntimeError, ValueError):
-            return entered[-1]
+            return ("model_fn" if len(entered) > 1 else "loss_fn"), entered[-1]
         finally:
             for hook in hooks:
                 hook.remove()
-        return "the model"
+        return "model_fn", "the model"
 
-# %% ../../nbs/model_util/07_stack.ipynb #ca7501c7
+# %% ../../nbs/model_util/07_stack.ipynb #e579307f
+def check_functions(model_fn: Any, loss_fn: Any, device: Any) -> None:
+    """`TypeError` or `ValueError` naming the argument that cannot be right."""
+    if isinstance(model_fn, nn.Module) or not callable(model_fn):
+        raise TypeError(
+            f"model_fn: expected a function that makes a model, got a {type(model_fn).__name__}; for example "
+            "model_fn=lambda: torch.nn.Linear(64, 10)"
+        )
+    if not callable(loss_fn):
+        raise TypeError(f"loss_fn: expected a function of outputs and targets, got {type(loss_fn).__name__}")
+    if device is not None:
+        try:
+            torch.device(device)
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(f"device: {device!r} is no device such as 'cpu' or 'cuda:0' ({error})") from error
+
+
+def placed(model: Any, device: Any) -> nn.Module:
+    """What `model_fn` has made, on a device; `TypeError` if it is no module, `ValueError` if the device is not there."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model_fn: expected a torch.nn.Module, it returned {type(model).__name__}")
+    try:
+        return model if device is None else model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise ValueError(f"device: models cannot be put on {str(device)!r} here ({error})") from error
+
+# %% ../../nbs/model_util/07_stack.ipynb #14ceeba4
 _CACHE_BYTES, _MOST_CPU, _MOST_GPU = 2**24, 128, 512
 
 
@@ -158,7 +191,7 @@ def fitting_models(model: nn.Module) -> int:
         return max(1, min(_MOST_GPU, torch.cuda.get_device_properties(device).total_memory // (16 * size)))
     return max(4, min(_MOST_CPU, _CACHE_BYTES // size))
 
-# %% ../../nbs/model_util/07_stack.ipynb #31095274
+# %% ../../nbs/model_util/07_stack.ipynb #fc8f1cb5
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
