@@ -31,17 +31,17 @@ def main(
 ) -> None:
     """Judge training-data attribution against real retraining."""
 
-# %% ../nbs/cli.ipynb #d3169db8
+# %% ../nbs/cli.ipynb #cab2f94f
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Directory for models and picture; a second run resumes from it.")] = Path(
         "dattri-demo"
     ),
-    n_jobs: Annotated[int, typer.Option(help="Models trained at the same time; -1: one per core.")] = -1,
+    n_jobs: Annotated[int, typer.Option(help="Worker processes; -1: one per core.")] = 2,
     num_subsets: Annotated[int, typer.Option(help="Random halves of the training data.", min=3)] = 100,
     num_removed: Annotated[int, typer.Option(help="Training samples to leave out, one at a time.", min=3, max=1297)] = 1297,
 ) -> None:
-    """Judge three attribution methods against retraining on scikit-learn's digits; under a minute, no downloads."""
+    """Judge three attribution methods against retraining on scikit-learn's digits; about a minute, no downloads."""
     from dattri.demo import draw, run_demo, table  # noqa: PLC0415  (imports torch)
 
     try:
