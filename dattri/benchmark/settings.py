@@ -112,12 +112,12 @@ class Setting:
         train_loader = DataLoader(used, batch_size=self.batch_size, shuffle=True)
         return train_loader, DataLoader(data.test, batch_size=self.batch_size, sampler=test)
 
-# %% ../../nbs/benchmark/02_settings.ipynb #2ef43bc5
+# %% ../../nbs/benchmark/02_settings.ipynb #9b38fbf5
 _REGISTRY: dict[tuple[str, str], Setting] = {}
 
 
 def register_setting(setting: Setting, *, replace: bool = False) -> None:
-    """Make a setting known to `load_benchmark`, `list_benchmarks` and the command.
+    """Make a setting known to `find_setting` and `list_benchmarks`.
 
     Parameters
     ----------
@@ -159,7 +159,7 @@ def find_setting(model: str, dataset: str) -> Setting:
     known = ", ".join(f"({left!r}, {right!r})" for left, right in sorted(_REGISTRY, key=likeness))
     raise ValueError(f"model, dataset: there is no setting ({model!r}, {dataset!r}); expected one of {known}")
 
-# %% ../../nbs/benchmark/02_settings.ipynb #d489b569
+# %% ../../nbs/benchmark/02_settings.ipynb #c856cb59
 class SettingTable:
     """Settings as a table, in a terminal and in a notebook."""
 
@@ -179,7 +179,7 @@ class SettingTable:
         rows = [
             (
                 setting.model, setting.dataset, ", ".join(setting.metrics), str(setting.train_size),
-                str(setting.test_size), setting.repo_id or "built on first use",
+                str(setting.test_size), setting.repo_id or "built here",
             )
             for setting in self.settings
         ]
