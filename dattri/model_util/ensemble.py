@@ -112,7 +112,7 @@ def _epoch_orders(
         order = torch.stack([drawn[seed] for seed in seeds])
         yield order[chosen.gather(1, order)].view_as(positions)
 
-# %% ../../nbs/model_util/08_ensemble.ipynb #6db738fd
+# %% ../../nbs/model_util/08_ensemble.ipynb #633feff6
 @dataclass(frozen=True)
 class EnsembleTrainer:
     """A training function that trains many models as one.
@@ -176,11 +176,7 @@ class EnsembleTrainer:
 
     def __call__(self, dataloader: DataLoader, seed: int | None = None, *, device: Any = None) -> nn.Module:
         """Train one model on the batches of a loader, in the loader's order."""
-        if self.batch_size not in (None, dataloader.batch_size):
-            raise ValueError(
-                f"batch_size: the trainer has {self.batch_size} but the dataloader {dataloader.batch_size}; leave it "
-                "out to use the loader's"
-            )
+        self._check_batch_size(dataloader.batch_size)
         model = self._new_model(seed, device)
         device = next(model.parameters()).device
         optimizer = self.optimizer(model.parameters())
@@ -194,6 +190,13 @@ class EnsembleTrainer:
             if scheduler:
                 scheduler.step()
         return model
+
+    def _check_batch_size(self, given: int | None) -> None:
+        """`ValueError` if the trainer has another batch size than a loader."""
+        if self.batch_size not in (None, given):
+            raise ValueError(
+                f"batch_size: the trainer has {self.batch_size} but the dataloader {given}; leave it out to use the loader's"
+            )
 
     def _new_model(self, seed: int | None, device: Any = None) -> nn.Module:
         """A new model in training mode, its weights drawn under the seed."""
@@ -254,14 +257,11 @@ class EnsembleTrainer:
         TypeError
             If batches are not tuples of tensors.
         """
+        if batch_size is not None:
+            self._check_batch_size(batch_size)
         size = self.batch_size or batch_size
         if size is None:
             raise ValueError("batch_size: neither the trainer nor the loader gives one; pass it to either of them")
-        if batch_size not in (None, size):
-            raise ValueError(
-                f"batch_size: the trainer has {self.batch_size} but the dataloader {batch_size}; leave it out to use the "
-                "loader's"
-            )
         if len(subsets) != len(seeds):
             raise ValueError(f"seeds: expected one per subset, {len(subsets)}, got {len(seeds)}")
         by_length: dict[int, list[int]] = {}

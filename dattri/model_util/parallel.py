@@ -163,7 +163,7 @@ def in_units(items: Sequence[_Task], size: int, at_least: int = 1) -> list[Seque
     bounds = [number * len(items) // count for number in range(count + 1)]
     return [items[start:stop] for start, stop in pairwise(bounds) if stop > start]
 
-# %% ../../nbs/model_util/05_parallel.ipynb #8ba8b2d2
+# %% ../../nbs/model_util/05_parallel.ipynb #8f4c544f
 @dataclass(frozen=True)
 class DevicePool:
     """Devices of which each worker of a machine borrows one at a time.
@@ -201,8 +201,8 @@ class DevicePool:
         with self._free() as device:
             if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
                 raise ValueError(f"devices: there is no {device} on this machine, which has {torch.cuda.device_count()} GPUs")
-        with self._free() as device, torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            yield device
+            with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+                yield device
 
     @contextmanager
     def _free(self) -> Iterator[torch.device]:
