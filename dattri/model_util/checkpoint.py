@@ -24,9 +24,10 @@ except ImportError:  # Windows: leftovers of killed processes stay, everything e
     fcntl = None  # type: ignore[assignment]
 
 # %% auto #0
-__all__ = ['write_whole', 'sweep', 'cpu_state', 'nonfinite_names', 'to_bytes', 'looks_whole', 'check_whole', 'load_checkpoint']
+__all__ = ['whole_file', 'write_whole', 'sweep', 'cpu_state', 'nonfinite_names', 'to_bytes', 'looks_whole', 'check_whole',
+           'load_checkpoint']
 
-# %% ../../nbs/model_util/02_checkpoint.ipynb #351bf51a
+# %% ../../nbs/model_util/02_checkpoint.ipynb #c6aadcf7
 _PART = ".part"
 
 
@@ -66,15 +67,14 @@ def _name_if_free(part: Path, path: Path) -> None:
         part.replace(path)
 
 
-def write_whole(path: Path, data: bytes, *, replace: bool = True) -> None:
-    """Write `data` to `path` so that the file appears whole or not at all.
+@contextmanager
+def whole_file(path: Path, *, replace: bool = True) -> Iterator[BinaryIO]:
+    """Open a file for writing that appears under the name `path` when the block ends well, whole, or not at all.
 
     Parameters
     ----------
     path : pathlib.Path
         In an existing folder.
-    data : bytes
-        The whole content.
     replace : bool
         Whether a file that is already there is replaced.
 
@@ -87,7 +87,7 @@ def write_whole(path: Path, data: bytes, *, replace: bool = True) -> None:
     """
     try:
         with _new_part(path) as (part, file):
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
             if fcntl is None:
@@ -98,6 +98,12 @@ def write_whole(path: Path, data: bytes, *, replace: bool = True) -> None:
     except OSError as error:
         message = f"cannot write the file ({error.strerror}); nothing that was finished before is lost"
         raise OSError(error.errno, message, str(path)) from error
+
+
+def write_whole(path: Path, data: bytes, *, replace: bool = True) -> None:
+    """Write `data` to `path` so that the file appears whole or not at all; see `whole_file`."""
+    with whole_file(path, replace=replace) as file:
+        file.write(data)
 
 # %% ../../nbs/model_util/02_checkpoint.ipynb #0d5888f8
 def sweep(folder: Path) -> None:

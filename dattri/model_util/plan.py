@@ -17,7 +17,7 @@ import numpy as np
 from .seeds import derive_seed
 
 # %% auto #0
-__all__ = ['Task', 'check_int', 'LooPlan', 'LdsPlan', 'check_ratio', 'check_shard']
+__all__ = ['Task', 'check_int', 'LooPlan', 'LdsPlan', 'check_ratio', 'check_shard', 'check_partition']
 
 # %% ../../nbs/model_util/03_plan.ipynb #119c1004
 class Task(NamedTuple):
@@ -153,7 +153,7 @@ class LdsPlan:
         """What error messages call the model."""
         return f"subset {task.group}, run {task.run} (seed {task.seed})"
 
-# %% ../../nbs/model_util/03_plan.ipynb #478c70ab
+# %% ../../nbs/model_util/03_plan.ipynb #7947a7f1
 def check_ratio(subset_ratio: Any) -> float:
     """`subset_ratio` as a float; `ValueError` if it is no number."""
     if isinstance(subset_ratio, (str, bytes, bool)) or not hasattr(subset_ratio, "__float__"):
@@ -184,3 +184,15 @@ def check_shard(num_subsets: int, start_id: int, total_num_subsets: int) -> tupl
             "set total_num_subsets to the number of subsets of all shards together"
         )
     return total, start_id + num_subsets
+
+
+def check_partition(partition: tuple[int, int] | None) -> tuple[int, int]:
+    """Number of a part and of all parts, (0, 1) for `None`; `ValueError` unless the one is below the other."""
+    try:
+        number, total = (0, 1) if partition is None else partition
+        valid = 0 <= operator.index(number) < operator.index(total)
+    except (TypeError, ValueError):
+        valid = False
+    if not valid:
+        raise ValueError(f"partition: expected (part, number of parts) such as (0, 4) to (3, 4), got {partition!r}")
+    return number, total
