@@ -31,7 +31,7 @@ setup(
     package_data={"dattri": ["py.typed"]},
     python_requires=f">={settings['min_python']}",
     install_requires=lines("requirements"),
-    extras_require={"dev": lines("dev_requirements")},
+    extras_require={extra: lines(f"{extra}_requirements") for extra in ("text", "music", "dev")},
     entry_points={"console_scripts": lines("console_scripts")},
     classifiers=[
         "Development Status :: 3 - Alpha",

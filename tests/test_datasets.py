@@ -110,7 +110,7 @@ def test_shakespeare(serve, tmp_path):
     inputs, later = train.tensors
     assert inputs.shape == (14, 256) and len(test) == 1
     assert inputs.flatten()[:5].tolist() == [1, 2, 3, 0, 1]
-    assert torch.equal(later.flatten()[:-1], inputs.flatten()[1:]) and later[-1, -1] == 0
+    assert torch.equal(later.flatten()[:-1], inputs.flatten()[1:]) and later[-1, -1] == 1
 
 
 @pytest.mark.parametrize("fault", ["wrong bytes", "not found"])

@@ -95,7 +95,7 @@ def test_constraints_pin_every_requirement():
     parser.read(ROOT / "settings.ini")
     lines = (ROOT / "constraints.txt").read_text().split()
     pinned = {line.split("==")[0].lower().replace("_", "-") for line in lines}
-    for key in ("requirements", "dev_requirements"):
+    for key in ("requirements", "text_requirements", "music_requirements", "dev_requirements"):
         for line in filter(None, parser["DEFAULT"][key].split()):
             assert re.split(r"[=<>\[]", line)[0].lower().replace("_", "-") in pinned, line
 
