@@ -21,10 +21,12 @@ import torch
 from ..model_util.checkpoint import load_checkpoint, to_bytes, whole_file
 
 # %% auto #0
-__all__ = ['TENSORS', 'models_name', 'zip_file', 'tensor_file', 'file_hash', 'install', 'verify', 'fetch_file', 'read_models',
-           'unpack_models', 'pack_models']
+__all__ = ['HUB', 'TENSORS', 'CARD', 'models_name', 'zip_file', 'tensor_file', 'file_hash', 'install', 'read_record', 'verify',
+           'commit_of', 'fetch_file', 'read_models', 'unpack_models', 'pack_models', 'hash_lines', 'check_card',
+           'publish_benchmark']
 
-# %% ../../nbs/benchmark/01_hub.ipynb #c1a72acf
+# %% ../../nbs/benchmark/01_hub.ipynb #0049dca7
+HUB = "trais-lab/dattri-benchmark"  # the published settings
 TENSORS = {
     "lds": ("indices", "target_values"),
     "loo": ("indices", "target_values"),
@@ -46,7 +48,7 @@ def tensor_file(name: str, metric: str, what: str) -> str:
     """File of a tensor in the repository."""
     return f"{name}/{metric}/{what}_{metric}.pt"
 
-# %% ../../nbs/benchmark/01_hub.ipynb #4051c6a6
+# %% ../../nbs/benchmark/01_hub.ipynb #de439b5c
 _RECORD = ".sha256.json"
 
 
@@ -94,11 +96,16 @@ def install(folder: Path, fill: Callable[[Path], Any]) -> None:
             shutil.rmtree(place, ignore_errors=True)
 
 
+def read_record(folder: Path) -> Any:
+    """What `fill` returned when the folder was installed."""
+    return json.loads((folder / _RECORD).read_text())["origin"]
+
+
 def verify(folder: Path) -> None:
     """`ValueError` naming the first file of an installed folder that is not as it was when it arrived."""
     try:
         record = json.loads((folder / _RECORD).read_text())["files"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):  # removed or cut off
         record = {}
     found = _hashes(folder)
     changed = [name for name in sorted({*record, *found}) if record.get(name) != found.get(name)]
@@ -109,7 +116,7 @@ def verify(folder: Path) -> None:
             "Call load_benchmark with redownload=True, which puts everything there anew."
         )
 
-# %% ../../nbs/benchmark/01_hub.ipynb #fc6adab0
+# %% ../../nbs/benchmark/01_hub.ipynb #13279d4d
 def _is_as_named(file: Path) -> bool:
     """Whether a file in the cache has the hash that the hub gave it; True where the cache does not keep it."""
     name = file.resolve().name
@@ -120,6 +127,11 @@ def _is_as_named(file: Path) -> bool:
         blob = b"blob %d\0" % len(content) + content
         return hashlib.sha1(blob, usedforsecurity=False).hexdigest() == name
     return True
+
+
+def commit_of(file: Path) -> str:
+    """Commit of a file in the cache."""
+    return re.findall(r"/snapshots/([0-9a-f]{40})/", file.as_posix())[0]
 
 
 def fetch_file(repo_id: str, name: str, revision: str | None = None, *, force: bool = False) -> Path:
@@ -267,3 +279,71 @@ def pack_models(files: Iterable[Path], file: Path) -> None:
             member.file_size = checkpoint.stat().st_size
             with archive.open(member, "w") as target, checkpoint.open("rb") as source:
                 shutil.copyfileobj(source, target)
+
+# %% ../../nbs/benchmark/01_hub.ipynb #71d57d17
+CARD = "card.md"
+
+
+def hash_lines(folder: Path) -> str:
+    """Lines of a table with the name and hash of each file of a benchmark."""
+    found = {name: value for name, value in _hashes(folder).items() if name != CARD}
+    return "\n".join(f"| `{name}` | `{value}` |" for name, value in found.items())
+
+
+def check_card(folder: Path) -> None:
+    """`ValueError` unless every file of a benchmark is as its card says."""
+    listed = dict(re.findall(r"^\| `(.+)` \| `([0-9a-f]{64})` \|$", (folder / CARD).read_text(), re.MULTILINE))
+    found = {name: value for name, value in _hashes(folder).items() if name != CARD}
+    wrong = [name for name in sorted({*listed, *found}) if listed.get(name) != found.get(name)]
+    if wrong or not listed:
+        raise ValueError(f"{folder}: {', '.join(wrong) or 'the list of files'} is not as {CARD} says; call build_benchmark again")
+
+
+def publish_benchmark(path: str | Path, repo_id: str, *, private: bool = False) -> str:
+    """Upload what `build_benchmark` has built to a data set repository of the Hugging Face hub, made if it is not there.
+
+    Parameters
+    ----------
+    path : str or path-like
+        The `path` of `build_benchmark`; every benchmark in it is uploaded, the retrained models are not.
+    repo_id : str
+        The repository, such as "you/your-benchmark". ``HF_TOKEN`` or ``hf auth login`` says who you are.
+    private : bool
+        Whether a new repository is for you alone.
+
+    Returns
+    -------
+    str
+        The commit. With `repo_id` and this as `revision` a `Setting` names exactly these files.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no benchmark at `path`.
+    ValueError
+        If a file is not as its card says.
+    OSError
+        If the hub refuses; says why.
+    """
+    from huggingface_hub import HfApi  # noqa: PLC0415
+
+    root = Path(path).expanduser()
+    folders = sorted(card.parent for card in root.glob(f"*/{CARD}"))
+    if not folders:
+        raise FileNotFoundError(f"path: no {CARD} in a folder of {root}; expected the path that build_benchmark was given")
+    for folder in folders:
+        check_card(folder)
+    patterns = [f"{folder.name}/{name}" for folder in folders for name in (*_hashes(folder), CARD)]
+    names = ", ".join(folder.name for folder in folders)
+    try:
+        hub = HfApi(library_name="dattri")
+        hub.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
+        commit = hub.upload_folder(
+            repo_id=repo_id, repo_type="dataset", folder_path=root, allow_patterns=patterns, commit_message=f"Add {names}"
+        )
+    except Exception as error:  # whatever the client raises
+        raise OSError(
+            f"{names} was not published to {repo_id}: {type(error).__name__}: {error}. Check the name, and that HF_TOKEN or "
+            "`hf auth login` lets you write there."
+        ) from error
+    return commit.oid

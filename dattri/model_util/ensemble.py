@@ -107,7 +107,7 @@ def _epoch_orders(
         order = torch.stack([drawn[seed] for seed in seeds])
         yield order[chosen.gather(1, order)].view_as(positions)
 
-# %% ../../nbs/model_util/08_ensemble.ipynb #c1d52d6b
+# %% ../../nbs/model_util/08_ensemble.ipynb #2db82e9a
 @dataclass(frozen=True)
 class EnsembleTrainer:
     """A training function that trains many models as one.
@@ -265,6 +265,8 @@ class EnsembleTrainer:
         samples = _Samples(dataset, collate_fn, place, _resident_bytes(place))
 
         def train(chosen: Sequence[int]) -> ModelStack:
+            if len(chosen) == 1 and self._limit.get("models", size_of_groups) > 1:
+                chosen = [*chosen, *chosen]  # one model alone is rounded in another way than the same one among others
             own_seeds = [seeds[number] for number in chosen]
             orders = _epoch_orders([subsets[number] for number in chosen], own_seeds, len(dataset), shuffle=shuffle)
             return self._train_stack(self._new_stack(own_seeds, device), samples, orders, size, drop_last, own_seeds[0])

@@ -32,7 +32,7 @@ class _SamplesLast(TorchFunctionMode):
             return outputs if bias is None else outputs + bias
         return function(*args, **kwargs)
 
-# %% ../../nbs/model_util/07_stack.ipynb #50c127e8
+# %% ../../nbs/model_util/07_stack.ipynb #e470a6c6
 class ModelStack:
     """Room for the parameters and buffers of several models of one architecture.
 
@@ -50,7 +50,7 @@ class ModelStack:
     """
 
     def __init__(self, template: nn.Module, num_models: int) -> None:
-        self.template = template
+        self.template, self.num_models = template, num_models
         self.parameters = {
             name: value.detach().new_empty(num_models, *value.shape).requires_grad_(value.requires_grad)
             for name, value in template.named_parameters()
@@ -76,6 +76,8 @@ class ModelStack:
     def losses(self, loss_fn: Callable, batch: Sequence[torch.Tensor], *, shared: bool = False) -> torch.Tensor:
         """What `loss_fn` says about each model.
 
+        A single model is called directly, so that it may do what several models at once cannot.
+
         Parameters
         ----------
         loss_fn : callable
@@ -93,46 +95,57 @@ class ModelStack:
         ------
         ValueError
             If a layer cannot be told what to do for several models at once; names it. A mistake that one model alone
-            makes too is raised as it is.
+            makes too is raised as it is. If `loss_fn` gives no tensor.
         """
-        call = self._of_all(loss_fn, batch, shared)
-        try:
-            values, rebound = call()
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, ValueError) as error:
-            self._of_first(loss_fn, batch, shared)
-            argument, culprit = self._culprit(call)
-            raise ValueError(
-                f"{argument}: {culprit} does not work for several models at once ({error}). What decides by looking at the "
-                "data, or what torch.vmap does not know, needs a plain training or target function."
-            ) from error
+        run = self._of_single if self.num_models == 1 else self._of_several
+        values, rebound = run(loss_fn, batch, shared)
         self.buffers.update({name: value.detach() for name, value in rebound.items()})
         return values
 
-    def _of_all(self, loss_fn: Callable, batch: Sequence[torch.Tensor], shared: bool) -> Callable[[], Any]:
+    def _of_several(self, loss_fn: Callable, batch: Sequence[torch.Tensor], shared: bool) -> Any:
         """The call for all models: values, and buffers that a model has put new tensors into the place of."""
         dims = (0, 0, *([None if shared else 0] * len(batch)))
         mapped = vmap(self._of_one(loss_fn), in_dims=dims, randomness="different")
-        return lambda: mapped(self.parameters, self.buffers, *batch)
+
+        def call() -> Any:
+            with _SamplesLast():
+                return mapped(self.parameters, self.buffers, *batch)
+
+        try:
+            return call()
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError) as error:
+            with torch.no_grad():
+                self._of_first(loss_fn, batch, shared)
+            argument, culprit = self._culprit(call)
+            raise ValueError(
+                f"{argument}: {culprit} does not work for several models at once ({error}). What decides by looking at the "
+                "data, or what torch.vmap does not know, needs a plain training or target function, or max_models=1."
+            ) from error
 
     def _of_one(self, loss_fn: Callable) -> Callable:
         """The call for one model as a function of its values."""
 
         def call(parameters: Any, buffers: Any, inputs: torch.Tensor, *targets: torch.Tensor) -> Any:
             values = {**parameters, **buffers}  # functional_call writes into it what the model has rebound
-            with _SamplesLast():
-                outputs = functional_call(self.template, values, (inputs,))
+            outputs = functional_call(self.template, values, (inputs,))
             rebound = {name: values[name] for name, before in buffers.items() if values[name] is not before}
             return loss_fn(outputs, *targets), rebound
 
         return call
 
-    def _of_first(self, loss_fn: Callable, batch: Sequence[torch.Tensor], shared: bool) -> None:
+    def _of_single(self, loss_fn: Callable, batch: Sequence[torch.Tensor], shared: bool) -> Any:
+        """The same of the only model, called directly."""
+        values, rebound = self._of_first(loss_fn, batch, shared)
+        if not isinstance(values, torch.Tensor):
+            raise ValueError(f"loss_fn: expected a tensor, it returned {type(values).__name__}")
+        return values[None], {name: value[None] for name, value in rebound.items()}
+
+    def _of_first(self, loss_fn: Callable, batch: Sequence[torch.Tensor], shared: bool) -> Any:
         """The call for the first model, without vmap."""
-        values = [{name: value[0] for name, value in rows.items()} for rows in (self.parameters, self.buffers)]
-        with torch.no_grad():
-            self._of_one(loss_fn)(*values, *(part if shared else part[0] for part in batch))
+        rows = [{name: value[0] for name, value in stacked.items()} for stacked in (self.parameters, self.buffers)]
+        return self._of_one(loss_fn)(*rows, *(part if shared else part[0] for part in batch))
 
     def _culprit(self, call: Callable) -> tuple[str, str]:
         """Argument and layer, by name and class, in which a call fails."""
@@ -152,7 +165,7 @@ class ModelStack:
                 hook.remove()
         return "model_fn", "the model"
 
-# %% ../../nbs/model_util/07_stack.ipynb #40142c6e
+# %% ../../nbs/model_util/07_stack.ipynb #9b98fbe1
 def check_settings(model_fn: Any, loss_fn: Any, device: Any, max_models: Any) -> None:
     """`TypeError` or `ValueError` naming the argument that cannot be right."""
     if isinstance(model_fn, nn.Module) or not callable(model_fn):
@@ -192,7 +205,7 @@ def placed(model: Any, device: Any) -> nn.Module:
             raise
         raise ValueError(f"device: models cannot be put on {str(device)!r} here ({error})") from error
 
-# %% ../../nbs/model_util/07_stack.ipynb #14ceeba4
+# %% ../../nbs/model_util/07_stack.ipynb #60d5a556
 _CACHE_BYTES, _MOST_CPU, _MOST_GPU = 2**24, 128, 512
 
 
@@ -205,7 +218,7 @@ def fitting_models(model: nn.Module) -> int:
         return max(1, min(_MOST_GPU, torch.cuda.get_device_properties(device).total_memory // (16 * size)))
     return max(4, min(_MOST_CPU, _CACHE_BYTES // size))
 
-# %% ../../nbs/model_util/07_stack.ipynb #fc8f1cb5
+# %% ../../nbs/model_util/07_stack.ipynb #ae423f3a
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
