@@ -23,7 +23,7 @@ from ..metric.ground_truth import GroundTruth
 from ..model_util.checkpoint import load_checkpoint, to_bytes, write_whole
 
 # %% auto #0
-__all__ = ['load_benchmark', 'list_benchmarks']
+__all__ = ['load_benchmark', 'load_setting', 'list_benchmarks']
 
 # %% ../../nbs/benchmark/07_load.ipynb #cc4361ab
 _all_ = ["list_benchmarks"]
@@ -106,7 +106,7 @@ def _check_truth(setting: Setting, metric: str, tensors: dict[str, torch.Tensor]
             "finite values, one row for each row of indices, and distinct positions below the number of training samples"
         )
 
-# %% ../../nbs/benchmark/07_load.ipynb #52ccd7f6
+# %% ../../nbs/benchmark/07_load.ipynb #e2525d99
 def load_benchmark(
     model: str,
     dataset: str,
@@ -116,7 +116,7 @@ def load_benchmark(
     *,
     device: torch.device | str | None = None,
     n_jobs: int | None = None,
-) -> tuple[dict[str, Any], GroundTruth | torch.Tensor]:
+) -> tuple[dict[str, Any], Any]:
     """Everything needed to benchmark an attribution method on a setting, and the ground truth to judge its scores.
 
     Parameters
@@ -158,7 +158,19 @@ def load_benchmark(
     OSError
         If something cannot be fetched; names file and URL. What was fetched before is kept.
     """
-    setting = find_setting(model, dataset)
+    return load_setting(find_setting(model, dataset), metric, download_path, redownload, device=device, n_jobs=n_jobs)
+
+
+def load_setting(
+    setting: Setting,
+    metric: str,
+    download_path: str | os.PathLike = "~/.dattri",
+    redownload: bool = False,
+    *,
+    device: torch.device | str | None = None,
+    n_jobs: int | None = None,
+) -> tuple[dict[str, Any], Any]:
+    """The same as `load_benchmark` for a record, registered or not."""
     check_metrics(setting, [metric])
     root = Path(download_path).expanduser()
     folder = root / "benchmark" / setting.name
