@@ -342,12 +342,12 @@ def _write(
             write_whole(root / tensor_file(setting.name, metric, what), to_bytes(tensor))
     write_whole(root / setting.name / CARD, card(setting, root / setting.name, checks).encode())
 
-# %% ../../nbs/benchmark/06_build.ipynb #125b9c81
+# %% ../../nbs/benchmark/06_build.ipynb #2f81dc12
 def card(setting: Setting, folder: Path, checks: Sequence[Check]) -> str:
     """Description of a benchmark in Markdown: what it is, how it was made, what was checked, and the hash of each file."""
     parameters = sum(parameter.numel() for parameter in setting.create_model().parameters())
     versions = {"dattri": __version__, "torch": torch.__version__, "numpy": np.__version__, "Python": platform.python_version()}
-    rows = {"parameters": f"{parameters:,}", **setting.describe(), **versions}
+    rows = {"parameters": f"{parameters:,}", **setting.described(), **versions}
     described = "\n".join(f"| {name} | {str(value).replace('|', '/')} |" for name, value in rows.items())
     checked = "\n".join(f"| {check.what} | {check.found} |" for check in checks)
     return f"""# {setting.name}

@@ -53,7 +53,7 @@ def _parts(setting: Setting, metric: str) -> dict[str, Callable[[Callable[[str],
     fill = {f"models_{name}": partial(_install_models, setting, name) for name in models.values()}
     return {**fill, metric: partial(_install_tensors, setting, metric)}
 
-# %% ../../nbs/benchmark/07_load.ipynb #f62196fa
+# %% ../../nbs/benchmark/07_load.ipynb #9b78faf9
 @dataclass
 class _Repository:
     """Files of a setting's repository, all from the commit that the first one came from."""
@@ -72,7 +72,7 @@ def _described(setting: Setting) -> dict[str, str]:
     """What the files of a setting depend on."""
     if setting.repo_id is not None:
         return {"repo_id": setting.repo_id, "revision": str(setting.revision)}
-    return setting.describe()
+    return setting.described()
 
 
 def _check_origin(setting: Setting, folder: Path) -> None:

@@ -21,7 +21,7 @@ from .stack import ModelStack, check_settings, fitting_models, in_groups, placed
 # %% auto #0
 __all__ = ['EnsembleTarget']
 
-# %% ../../nbs/model_util/09_target.ipynb #afda8368
+# %% ../../nbs/model_util/09_target.ipynb #e5882dba
 @dataclass(frozen=True)
 class EnsembleTarget:
     """A target function for both ground truths that evaluates many models of one architecture at once.
@@ -60,6 +60,10 @@ class EnsembleTarget:
     def __call__(self, model: Any, dataloader: DataLoader) -> torch.Tensor:
         """Values of one model, shape (num_test,), in the order of the loader."""
         return self.evaluate_many([model], dataloader)[0]
+
+    def plan_arguments(self) -> dict[str, Any]:
+        """What values depend on; where and in how large groups models are evaluated is not part of it."""
+        return {"model_fn": self.model_fn, "loss_fn": self.loss_fn}
 
     def group_size(self) -> int:
         """How many models are evaluated at once."""
