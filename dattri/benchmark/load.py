@@ -106,7 +106,7 @@ def _check_truth(setting: Setting, metric: str, tensors: dict[str, torch.Tensor]
             "finite values, one row for each row of indices, and distinct positions below the number of training samples"
         )
 
-# %% ../../nbs/benchmark/07_load.ipynb #e2525d99
+# %% ../../nbs/benchmark/07_load.ipynb #3c49c42a
 def load_benchmark(
     model: str,
     dataset: str,
@@ -137,14 +137,14 @@ def load_benchmark(
     Returns
     -------
     attributes : dict
-        - "model": untrained `torch.nn.Module` in evaluation mode, for any of the checkpoints
-        - "models_full", "models_half": lists of str, paths of state dicts (``model.load_state_dict(torch.load(path))``) of models
-          trained on all training samples with different seeds, and each on another random half of them
-        - "train_dataset", "test_dataset": data sets in the order of the ground truth
-        - "train_sampler", "test_sampler": `SubsetSampler` of the samples that are used, position p is row p of a score
-        - "loss_func", "target_func": ``function(checkpoint, dataloader)``, the path of a checkpoint, a state dict or a
-          module, and a loader over test samples; a loss per sample, tensor of shape (num_samples,). Both are the same
-        - "train_func": ``train_func(dataloader, seed=...)``, a trained model
+        ``"model"``: an untrained `torch.nn.Module` in evaluation mode, which all checkpoints fit.
+        ``"models_full"``, ``"models_half"``: lists of str, paths of state dicts, ``model.load_state_dict(torch.load(path))``; of
+        models trained on all training samples with different seeds, and on a random half each.
+        ``"train_dataset"``, ``"test_dataset"``: data sets in the order of the ground truth.
+        ``"train_sampler"``, ``"test_sampler"``: a `SubsetSampler` of the samples that are used; position p is row p of a score.
+        ``"loss_func"``, ``"target_func"``, which are the same: ``function(checkpoint, dataloader)`` with the path of a
+        checkpoint, a state dict or a module, and a loader; a loss per sample, tensor of shape (num_samples,).
+        ``"train_func"``: ``train_func(dataloader, seed=...)``, a trained model.
     ground_truth : GroundTruth or tensor
         For "lds" and "loo" what `lds` and `loo_corr` take, values and indices; for "mislabel" the binary tensor that
         `mislabel_detection_auc` takes, shape (num_train,). The training data then have wrong labels, and the models were
