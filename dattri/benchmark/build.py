@@ -245,7 +245,7 @@ def check_truth(metric: str, tensors: dict[str, torch.Tensor]) -> list[Check]:
         Check(f"{metric}: no two models stand for the same samples", f"{distinct} of {len(indices)}", distinct == len(indices)),
     ]
 
-# %% ../../nbs/benchmark/06_build.ipynb #c7aff057
+# %% ../../nbs/benchmark/06_build.ipynb #ceac9ae6
 class BuildError(RuntimeError):
     """A benchmark was trained but failed its checks; it was not written."""
 
@@ -314,8 +314,9 @@ def build_benchmark(
     return folder
 
 
-def check_metrics(setting: Setting, metrics: Sequence[str]) -> Sequence[str]:
-    """`ValueError` naming a metric that a setting does not have, and those it has."""
+def check_metrics(setting: Setting, metrics: str | Sequence[str]) -> Sequence[str]:
+    """The metrics as a list; `ValueError` naming one that a setting does not have, and those it has."""
+    metrics = [metrics] if isinstance(metrics, str) else metrics
     for metric in metrics:
         if metric not in setting.metrics:
             raise ValueError(f"metric: {setting.name} has no ground truth for {metric!r}; expected one of {', '.join(setting.metrics)}")

@@ -116,7 +116,7 @@ def verify(folder: Path) -> None:
             "Call load_benchmark with redownload=True, which puts everything there anew."
         )
 
-# %% ../../nbs/benchmark/01_hub.ipynb #13279d4d
+# %% ../../nbs/benchmark/01_hub.ipynb #6242fdf0
 def _is_as_named(file: Path) -> bool:
     """Whether a file in the cache has the hash that the hub gave it; True where the cache does not keep it."""
     name = file.resolve().name
@@ -158,20 +158,20 @@ def fetch_file(repo_id: str, name: str, revision: str | None = None, *, force: b
     OSError
         If the hub cannot be reached, stops half-way or sends other bytes. Each names file and URL, and what to do.
     """
-    from huggingface_hub import hf_hub_download, hf_hub_url  # noqa: PLC0415  (reads HF_ENDPOINT when it is imported)
-    from huggingface_hub.errors import RemoteEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError  # noqa: PLC0415
+    from huggingface_hub import errors, hf_hub_download, hf_hub_url  # noqa: PLC0415  (reads HF_ENDPOINT when it is imported)
 
     what = f"{name} of the data set {repo_id} ({hf_hub_url(repo_id, name, repo_type='dataset', revision=revision)})"
     try:
         file = Path(
             hf_hub_download(repo_id, name, repo_type="dataset", revision=revision, force_download=force, library_name="dattri")
         )
-    except (RemoteEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise FileNotFoundError(
-            f"{what} is not on the hub, or not for you: {type(error).__name__}. Check repo_id and revision of the setting, and "
-            "HF_TOKEN if the repository is private."
-        ) from error
     except Exception as error:  # whatever the client raises for networks, disks and servers
+        absent = (errors.EntryNotFoundError, errors.RepositoryNotFoundError, errors.RevisionNotFoundError)
+        if isinstance(error, absent) and not isinstance(error, errors.LocalEntryNotFoundError):
+            raise FileNotFoundError(
+                f"{what} is not on the hub, or not for you: {type(error).__name__}. Check repo_id and revision of the setting, and "
+                "HF_TOKEN if the repository is private."
+            ) from error
         raise OSError(
             f"{what} could not be fetched: {type(error).__name__}: {error}. Nothing is half done: check the network (and "
             'HF_ENDPOINT, if you set it) and call again. load_benchmark("lr", "digits", ...) needs no network.'

@@ -106,7 +106,7 @@ def _check_truth(setting: Setting, metric: str, tensors: dict[str, torch.Tensor]
             "finite values, one row for each row of indices, and distinct positions below the number of training samples"
         )
 
-# %% ../../nbs/benchmark/07_load.ipynb #3c49c42a
+# %% ../../nbs/benchmark/07_load.ipynb #4a71419b
 def load_benchmark(
     model: str,
     dataset: str,
@@ -171,7 +171,7 @@ def load_setting(
     n_jobs: int | None = None,
 ) -> tuple[dict[str, Any], Any]:
     """The same as `load_benchmark` for a record, registered or not."""
-    check_metrics(setting, [metric])
+    check_metrics(setting, metric)
     root = Path(download_path).expanduser()
     folder = root / "benchmark" / setting.name
     folder.mkdir(parents=True, exist_ok=True)
