@@ -1,13 +1,18 @@
 """Fixtures that several test modules share."""
 
+import hashlib
+import http.server
 import sys
+import threading
 from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
-from huggingface_hub import constants, file_download
+from huggingface_hub import constants, file_download, hf_api
 from huggingface_hub.utils import _http
 from local_hub import LocalHub
+
+from dattri.benchmark import datasets
 
 
 def forget_connections():
@@ -44,9 +49,45 @@ def hub(monkeypatch, tmp_path):
         }
         for name, value in read_at_import.items():
             monkeypatch.setattr(constants, name, value)
-        monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", running.address)
+        monkeypatch.setattr(hf_api.api, "endpoint", running.address)
         for module in (file_download, _http):  # both use the clock for nothing but the pause before they try again
             monkeypatch.setattr(module, "time", SimpleNamespace(sleep=lambda _: None))
         forget_connections()
         yield running
         forget_connections()
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    """Put files on a server and make sources of them, their hashes included; gives a list of the requests."""
+    content, asked = {}, []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            if self.path not in content:
+                self.send_error(404)
+                return
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content[self.path])))
+            self.end_headers()
+            self.wfile.write(content[self.path])
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}/"
+
+    def add(key, data, *, mirrors=1, wrong=False):
+        name = datasets.SOURCES[key].name
+        content["/" + name] = data[:-1] if wrong else data
+        urls = (*(f"{address}missing{number}/{name}" for number in range(mirrors - 1)), address + name)
+        source = datasets.Source(name, urls, hashlib.sha256(data).hexdigest())
+        monkeypatch.setitem(datasets.SOURCES, key, source)
+        return source
+
+    yield add, asked
+    server.shutdown()
+    server.server_close()

@@ -56,14 +56,16 @@ class LocalHub:
 
     Attributes: `address`, the endpoint; `storage`, the address of large files; `token`, which uploads need; `requests`,
     a list of (method, path, range header or None); `faults`, for the name of a file a list of what goes wrong, used up
-    in order: "404" answers a HEAD, "500" a HEAD or a GET, "cut" (half of the bytes, then the end) and "wrong" (other
-    bytes, as many) a GET. A fault waits for a request that it fits.
+    in order: "404" answers a HEAD, "500" a HEAD or a GET, "cut" (half of the bytes, then the end), "stall" (half of the
+    bytes, then nothing until the hub stops) and "wrong" (other bytes, as many) a GET. A fault waits for a request that
+    it fits. `stalled` is an event, set when a download stalls.
     """
 
     token = "hf_test"
 
     def __init__(self):
         self.requests, self.faults, self.blobs, self.offered = [], {}, {}, set()
+        self.stalled, self.stopped = threading.Event(), threading.Event()
         self.repos, self._lock = {}, threading.Lock()  # (type, id) -> {commit: {name: bytes}}, oldest first
 
     def __enter__(self):
@@ -75,6 +77,7 @@ class LocalHub:
         return self
 
     def __exit__(self, *_):
+        self.stopped.set()
         for server in self._servers:
             server.shutdown()
             server.server_close()
@@ -169,7 +172,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer_file(self, name, data, **headers):
         """Send a file, or the range asked for, with the faults it has."""
-        fault = self.hub.fault(name, "cut", "wrong", "500") if self.command == "GET" else None
+        fault = self.hub.fault(name, "cut", "stall", "wrong", "500") if self.command == "GET" else None
         if fault == "500":
             raise Refused(500, "Internal Error")
         if fault == "wrong":
@@ -181,8 +184,13 @@ class Handler(BaseHTTPRequestHandler):
                 self.answer(416, Content_Range=f"bytes */{size}")
                 return
             status, data, headers["Content-Range"] = 206, data[first : last + 1], f"bytes {first}-{last}/{size}"
-        self.close_connection = fault == "cut" or self.close_connection
-        self.answer(status, data, sent=data[: len(data) // 2] if fault == "cut" else None, **headers)
+        half = fault in {"cut", "stall"}
+        self.close_connection = half or self.close_connection
+        self.answer(status, data, sent=data[: len(data) // 2] if half else None, **headers)
+        if fault == "stall":
+            self.wfile.flush()
+            self.hub.stalled.set()
+            self.hub.stopped.wait()
 
     def resolve(self, key, revision, name):
         """A file: in place if it is small, else where it is stored."""

@@ -1,13 +1,10 @@
 """The readers of the data sets, on small files in the real formats from a server on this machine."""
 
 import gzip
-import hashlib
-import http.server
 import io
 import pickle
 import struct
 import tarfile
-import threading
 
 import numpy as np
 import pytest
@@ -32,42 +29,6 @@ def cifar_archive(batches):
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
     return buffer.getvalue()
-
-
-@pytest.fixture
-def serve(monkeypatch):
-    """Put files on a server and make sources of them, their hashes included; gives a list of the requests."""
-    content, asked = {}, []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            asked.append(self.path)
-            if self.path not in content:
-                self.send_error(404)
-                return
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(content[self.path])))
-            self.end_headers()
-            self.wfile.write(content[self.path])
-
-        def log_message(self, *_):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_port}/"
-
-    def add(key, data, *, mirrors=1, wrong=False):
-        name = datasets.SOURCES[key].name
-        content["/" + name] = data[:-1] if wrong else data
-        urls = (*(f"{address}missing{number}/{name}" for number in range(mirrors - 1)), address + name)
-        source = datasets.Source(name, urls, hashlib.sha256(data).hexdigest())
-        monkeypatch.setitem(datasets.SOURCES, key, source)
-        return source
-
-    yield add, asked
-    server.shutdown()
-    server.server_close()
 
 
 def test_mnist(serve, tmp_path):

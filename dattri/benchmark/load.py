@@ -28,7 +28,7 @@ __all__ = ['load_benchmark', 'load_setting', 'list_benchmarks']
 # %% ../../nbs/benchmark/07_load.ipynb #cc4361ab
 _all_ = ["list_benchmarks"]
 
-# %% ../../nbs/benchmark/07_load.ipynb #4dc8074b
+# %% ../../nbs/benchmark/07_load.ipynb #cb238a84
 def _install_models(setting: Setting, models: str, fetch: Callable[[str], Path], part: Path) -> str:
     """Put the models of a zip file into a folder; the hash of the zip file."""
     archive = fetch(hub.zip_file(setting.name, models))
@@ -36,14 +36,23 @@ def _install_models(setting: Setting, models: str, fetch: Callable[[str], Path],
     return hub.file_hash(archive)
 
 
+def _read_tensor(file: Path) -> torch.Tensor:
+    """The tensor in a file; `ValueError` if it is something else, or larger than the file."""
+    tensor = hub.load_stored(file)
+    if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
+        raise ValueError(f"{file}: expected a dense tensor, got {type(tensor).__name__}")
+    if tensor.numel() * tensor.element_size() > file.stat().st_size:
+        raise ValueError(f"{file}: a tensor of shape {tuple(tensor.shape)} is more than its {file.stat().st_size:,} bytes hold")
+    return tensor.detach().clone()
+
+
 def _install_tensors(setting: Setting, metric: str, fetch: Callable[[str], Path], part: Path) -> dict[str, str]:
     """Put the tensors of a metric, on the CPU, into a folder; their hashes as they came."""
     files = {what: fetch(hub.tensor_file(setting.name, metric, what)) for what in hub.TENSORS[metric]}
-    for what, file in files.items():
-        tensor = load_checkpoint(file)
-        if not isinstance(tensor, torch.Tensor):
-            raise ValueError(f"{file}: expected a tensor, got {type(tensor).__name__}")
-        write_whole(part / f"{what}_{metric}.pt", to_bytes(tensor.detach().clone()))
+    tensors = {what: _read_tensor(file) for what, file in files.items()}
+    _check_truth(setting, metric, tensors, files["indices"].parent)
+    for what, tensor in tensors.items():
+        write_whole(part / f"{what}_{metric}.pt", to_bytes(tensor))
     return {what: hub.file_hash(file) for what, file in files.items()}
 
 
@@ -87,7 +96,7 @@ def _check_origin(setting: Setting, folder: Path) -> None:
             "redownload=True (a setting that is built: after build_benchmark with overwrite=True in the folder 'built' beside)."
         )
 
-# %% ../../nbs/benchmark/07_load.ipynb #457aaa19
+# %% ../../nbs/benchmark/07_load.ipynb #d3a4726f
 def _check_truth(setting: Setting, metric: str, tensors: dict[str, torch.Tensor], folder: Path) -> None:
     """`ValueError` naming what does not fit."""
     values, indices = tensors["target_values"], tensors["indices"]
@@ -95,18 +104,18 @@ def _check_truth(setting: Setting, metric: str, tensors: dict[str, torch.Tensor]
         shapes = values.shape == (setting.train_size,) == tensors["labels"].shape
         fits = shapes and torch.equal(values.nonzero().flatten(), indices)
     else:
-        shapes = values.ndim == 2 and values.shape == (len(indices), setting.test_size) and indices.ndim == {"lds": 2, "loo": 1}[metric]
+        shapes = indices.ndim == {"lds": 2, "loo": 1}[metric] and values.shape == (len(indices), setting.test_size)
         rows = indices if metric == "lds" else indices[None]
         fits = shapes and all(len(row.unique()) == len(row) for row in rows) and bool(torch.isfinite(values).all())
-    in_range = indices.numel() > 0 and int(indices.min()) >= 0 and int(indices.max()) < setting.train_size
-    if indices.is_floating_point() or not (fits and in_range):
+    whole = not (indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool) and indices.numel() > 0
+    if not (whole and fits and int(indices.min()) >= 0 and int(indices.max()) < setting.train_size):
         raise ValueError(
             f"{folder}: the ground truth does not fit {setting.name}: target values of shape {tuple(values.shape)} and indices of shape "
             f"{tuple(indices.shape)} and {indices.dtype} for {setting.train_size} training and {setting.test_size} test samples; expected "
             "finite values, one row for each row of indices, and distinct positions below the number of training samples"
         )
 
-# %% ../../nbs/benchmark/07_load.ipynb #4a71419b
+# %% ../../nbs/benchmark/07_load.ipynb #f283e29b
 def load_benchmark(
     model: str,
     dataset: str,
@@ -176,6 +185,7 @@ def load_setting(
     folder = root / "benchmark" / setting.name
     folder.mkdir(parents=True, exist_ok=True)
     data = setting.create_datasets(root / "datasets" / setting.dataset)
+    setting.loaders(data)  # there are as many samples as it uses
     with FileLock(folder.with_name(f".{setting.name}.lock")):
         _install(setting, metric, root, data, redownload=redownload, device=device, n_jobs=n_jobs)
     tensors = {what: load_checkpoint(folder / metric / f"{what}_{metric}.pt") for what in hub.TENSORS[metric]}
@@ -196,6 +206,8 @@ def _install(
     for name in there:
         hub.verify(folder / name)
         _check_origin(setting, folder / name)
+    recorded = [hub.read_record(folder / name)["revision"] for name in there]
+    there = [name for name, revision in zip(there, recorded, strict=True) if revision == recorded[0]]  # redownload may have stopped
     if len(there) == len(parts):
         return
     fetch: Callable[[str], Path]
@@ -204,7 +216,6 @@ def _install(
         hub.check_card(built)
         fetch = built.parent.joinpath
     else:
-        recorded = [hub.read_record(folder / name)["revision"] for name in there]
         fetch = _Repository(setting, setting.revision or next(iter(recorded), None), redownload)
     for name in parts:
         if name not in there:
@@ -213,7 +224,11 @@ def _install(
 
 def _fill(fill: Callable[..., Any], fetch: Callable[[str], Path], described: dict[str, str], part: Path) -> dict[str, Any]:
     """Fill a folder; what is to be recorded of its origin."""
-    sha256 = fill(fetch, part)
+    try:
+        sha256 = fill(fetch, part)
+    except ValueError as error:
+        remedy = "Nothing was put into place; once the file is mended, call again with redownload=True."
+        raise ValueError(f"{str(error).rstrip('.')}. {remedy}") from error
     return {"setting": described, "revision": getattr(fetch, "revision", None), "sha256": sha256}
 
 
