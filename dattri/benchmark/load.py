@@ -28,11 +28,11 @@ __all__ = ['load_benchmark', 'load_setting', 'list_benchmarks']
 # %% ../../nbs/benchmark/07_load.ipynb #cc4361ab
 _all_ = ["list_benchmarks"]
 
-# %% ../../nbs/benchmark/07_load.ipynb #cb238a84
+# %% ../../nbs/benchmark/07_load.ipynb #0bb60cfa
 def _install_models(setting: Setting, models: str, fetch: Callable[[str], Path], part: Path) -> str:
     """Put the models of a zip file into a folder; the hash of the zip file."""
     archive = fetch(hub.zip_file(setting.name, models))
-    hub.unpack_models(archive, part, setting.create_model())
+    hub.unpack_models(archive, part, setting.new_model())
     return hub.file_hash(archive)
 
 
@@ -115,7 +115,7 @@ def _check_truth(setting: Setting, metric: str, tensors: dict[str, torch.Tensor]
             "finite values, one row for each row of indices, and distinct positions below the number of training samples"
         )
 
-# %% ../../nbs/benchmark/07_load.ipynb #f283e29b
+# %% ../../nbs/benchmark/07_load.ipynb #faf7d9f2
 def load_benchmark(
     model: str,
     dataset: str,
@@ -241,7 +241,7 @@ def _attributes(
     train_sampler, test_sampler = setting.samplers()
     models = {f"models_{kind}": _model_files(folder / f"models_{hub.models_name(kind, metric)}") for kind in ("full", "half")}
     return {
-        "model": setting.create_model().eval(),
+        "model": setting.new_model().eval(),
         **models,
         "train_dataset": data.train,
         "test_dataset": data.test,
