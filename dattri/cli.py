@@ -16,10 +16,10 @@ from typing import Annotated
 import typer
 
 # %% auto #0
-__all__ = ['app', 'Model', 'Dataset', 'Metric', 'Home', 'Device', 'Jobs', 'main', 'demo', 'list_settings', 'load', 'evaluate',
-           'retrain', 'build']
+__all__ = ['app', 'Model', 'Dataset', 'Metric', 'Home', 'Device', 'Jobs', 'Overwrite', 'Redownload', 'main', 'demo',
+           'list_settings', 'load', 'evaluate', 'retrain', 'build', 'publish']
 
-# %% ../nbs/cli.ipynb #511dc848
+# %% ../nbs/cli.ipynb #3454c385
 app = typer.Typer(help="Is your training-data attribution right? Retrain, measure, and know.", no_args_is_help=True)
 
 
@@ -35,7 +35,7 @@ def _import_module(name: str | None) -> None:
     if name:
         sys.path.insert(0, str(Path.cwd()))
         with _one_line_errors():
-            importlib.import_module(name)
+            importlib.import_module(name.removesuffix(".py"))
 
 
 @contextmanager
@@ -52,7 +52,7 @@ def _one_line_errors() -> Iterator[None]:
 def main(
     version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")] = False,
     module: Annotated[
-        str | None, typer.Option("--import", help="Module that registers settings of your own, e.g. my_settings for my_settings.py.")
+        str | None, typer.Option("--import", help="Module that registers settings of your own: dattri --import my_settings list")
     ] = None,
 ) -> None:
     """Judge training-data attribution against real retraining."""
@@ -77,13 +77,15 @@ def demo(
     draw(results, ground_truth).savefig(picture, dpi=150)
     typer.echo(f"\n{table(results)}\n\nPicture: {picture}\nModels:  {out} (run again to resume from them)")
 
-# %% ../nbs/cli.ipynb #4d2d7692
+# %% ../nbs/cli.ipynb #875d5fa0
 Model = Annotated[str, typer.Option(help="Model of the setting; see `dattri list`.")]
 Dataset = Annotated[str, typer.Option(help="Data set of the setting.")]
 Metric = Annotated[str, typer.Option(help="lds, loo or mislabel.")]
 Home = Annotated[Path, typer.Option(help="Where benchmarks and data are kept.")]
-Device = Annotated[str | None, typer.Option(help="Where to train and evaluate, e.g. cuda.")]
-Jobs = Annotated[int | None, typer.Option(help="Worker processes; -1: one per core.")]
+Device = Annotated[str | None, typer.Option(help="Where to train and evaluate, e.g. cuda. Default: the CPU.")]
+Jobs = Annotated[int | None, typer.Option(help="Worker processes; -1: one per core. Default: none but this one.")]
+Overwrite = Annotated[bool, typer.Option(help="Train everything anew.")]
+Redownload = Annotated[bool, typer.Option(help="Fetch everything anew, or take it from the build again.")]
 _HOME = Path("~/.dattri")
 
 
@@ -97,26 +99,29 @@ def list_settings() -> None:
 
 @app.command()
 def load(
-    model: Model, dataset: Dataset, metric: Metric, download_path: Home = _HOME, redownload: bool = False, n_jobs: Jobs = None
+    model: Model, dataset: Dataset, metric: Metric, download_path: Home = _HOME, redownload: Redownload = False,
+    device: Device = None, n_jobs: Jobs = None,
 ) -> None:
     """Fetch or build a benchmark, check it, and say where it is."""
     from dattri.benchmark.load import load_benchmark  # noqa: PLC0415
 
     with _one_line_errors():
-        attributes, truth = load_benchmark(model, dataset, metric, download_path, redownload, n_jobs=n_jobs)
+        attributes, truth = load_benchmark(
+            model, dataset, metric, download_path, redownload, device=device, n_jobs=n_jobs
+        )
     for kind in ("full", "half"):
         files = attributes[f"models_{kind}"]
         typer.echo(f"{len(files)} {kind} models: {Path(files[0]).parents[1]}")
     shapes = [tuple(tensor.shape) for tensor in (truth if isinstance(truth, tuple) else [truth])]
     typer.echo(f"ground truth ({metric}): {' and '.join(map(str, shapes))}")
 
-# %% ../nbs/cli.ipynb #0a52913f
+# %% ../nbs/cli.ipynb #3bec3d47
 @app.command()
 def evaluate(
-    scores: Annotated[Path, typer.Option(help="Score matrix (num_train, num_test), a .pt or .npy file.")],
+    scores: Annotated[Path, typer.Option(help="Scores, a .pt or .npy file: (num_train, num_test); for mislabel (num_train,).")],
     model: Model, dataset: Dataset, metric: Metric,
     picture: Annotated[Path | None, typer.Option(help="Where to draw; default: beside the scores.")] = None,
-    download_path: Home = _HOME, n_jobs: Jobs = None,
+    download_path: Home = _HOME, device: Device = None, n_jobs: Jobs = None,
 ) -> None:
     """Judge a score matrix with a benchmark: a summary and a picture."""
     from dattri.benchmark.load import load_benchmark  # noqa: PLC0415
@@ -124,13 +129,13 @@ def evaluate(
 
     with _one_line_errors():
         matrix = read_scores(scores)
-        _, truth = load_benchmark(model, dataset, metric, download_path, n_jobs=n_jobs)
-        found = report(metric, matrix, truth)
+        attributes, truth = load_benchmark(model, dataset, metric, download_path, device=device, n_jobs=n_jobs)
+        found = report(metric, matrix, truth, num_train=len(attributes["train_sampler"]))
         picture = picture or scores.with_name(f"{scores.stem}-{dataset}_{model}-{metric}.png")
         found.figure.savefig(picture, dpi=150)
     typer.echo(f"{found.summary}\nPicture: {picture}")
 
-# %% ../nbs/cli.ipynb #a316d065
+# %% ../nbs/cli.ipynb #dfe34db3
 def _partition(text: str | None) -> tuple[int, int] | None:
     """Part and number of parts from text such as 0/4."""
     if text is None:
@@ -146,8 +151,8 @@ def retrain(
     model: Model, dataset: Dataset,
     mode: Annotated[str, typer.Option(help="lds, loo, full, half, full_mislabel or half_mislabel.")],
     out: Annotated[Path, typer.Option(help="Directory of the build; called again, it goes on.")],
-    partition: Annotated[str | None, typer.Option(help="Part of the models, 0/4 to 3/4, e.g. one of a Slurm array.")] = None,
-    device: Device = None, n_jobs: Jobs = None, overwrite: bool = False,
+    partition: Annotated[str | None, typer.Option(help="Part of the models, 0/4 to 3/4; but for loo the parts must be equal.")] = None,
+    device: Device = None, n_jobs: Jobs = None, overwrite: Overwrite = False,
 ) -> None:
     """Train a group of a setting's models, or a part of it."""
     from dattri.benchmark.build import retrain_setting  # noqa: PLC0415
@@ -164,7 +169,7 @@ def build(
     model: Model, dataset: Dataset,
     out: Annotated[Path, typer.Option(help="Directory for models and benchmark; called again, it goes on.")],
     metric: Annotated[list[str] | None, typer.Option(help="Default: all that the setting has; may be repeated.")] = None,
-    device: Device = None, n_jobs: Jobs = None, overwrite: bool = False,
+    device: Device = None, n_jobs: Jobs = None, overwrite: Overwrite = False,
 ) -> None:
     """Train a setting's models, compute its ground truth, and check it."""
     from dattri.benchmark.build import build_benchmark  # noqa: PLC0415
@@ -173,4 +178,18 @@ def build(
     with _one_line_errors():
         setting = find_setting(model, dataset)
         folder = build_benchmark(setting, out, metrics=metric, device=device, n_jobs=n_jobs, overwrite=overwrite)
-    typer.echo(f"Built: {folder} (read {folder / 'card.md'}; publish it with dattri.benchmark.hub.publish_benchmark)")
+    typer.echo(f"Built: {folder}\nRead {folder / 'card.md'}. Use it with --download-path {out}; publish it with dattri publish.")
+
+
+@app.command()
+def publish(
+    path: Annotated[Path, typer.Argument(help="What dattri build has built: {out}/{dataset}_{model}.")],
+    repo_id: Annotated[str, typer.Argument(help="Data set repository, e.g. you/your-benchmark.")],
+    private: Annotated[bool, typer.Option(help="A new repository is for you alone.")] = False,
+) -> None:
+    """Upload a benchmark to the Hugging Face hub, as the one that HF_TOKEN says you are."""
+    from dattri.benchmark.hub import publish_benchmark  # noqa: PLC0415
+
+    with _one_line_errors():
+        commit = publish_benchmark(path, repo_id, private=private)
+    typer.echo(f"Published: repo_id={repo_id!r}, revision={commit!r}")

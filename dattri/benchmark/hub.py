@@ -50,7 +50,7 @@ def tensor_file(name: str, metric: str, what: str) -> str:
     """File of a tensor in the repository."""
     return f"{name}/{metric}/{what}_{metric}.pt"
 
-# %% ../../nbs/benchmark/01_hub.ipynb #de439b5c
+# %% ../../nbs/benchmark/01_hub.ipynb #88e0906e
 _RECORD = ".sha256.json"
 
 
@@ -110,13 +110,14 @@ def verify(folder: Path) -> None:
     except (OSError, ValueError, KeyError, TypeError):  # removed or cut off
         record = {}
     found = _hashes(folder)
-    changed = [name for name in sorted({*record, *found}) if record.get(name) != found.get(name)]
-    if changed or not record:
-        what = "is missing" if changed and changed[0] not in found else "has changed since it arrived"
-        raise ValueError(
-            f"{folder / (changed or [_RECORD])[0]} {what}, so the benchmark cannot be trusted. "
-            "Call load_benchmark with redownload=True, which puts everything there anew."
-        )
+    missing, added = record.keys() - found.keys(), found.keys() - record.keys()
+    changed = {name for name in record.keys() & found.keys() if record[name] != found[name]}
+    for names, what in ({_RECORD} if not record else set(), "is missing"), (missing, "is missing"), (changed, "has changed since it arrived"), (added, "was added"):
+        if names:
+            raise ValueError(
+                f"{folder / min(names)} {what}, so the benchmark cannot be trusted. "
+                "Call load_benchmark with redownload=True, which puts everything there anew."
+            )
 
 # %% ../../nbs/benchmark/01_hub.ipynb #06cc933a
 def _is_as_named(file: Path) -> bool:
@@ -295,7 +296,7 @@ def pack_models(files: Iterable[Path], file: Path) -> None:
             with archive.open(member, "w") as target, checkpoint.open("rb") as source:
                 shutil.copyfileobj(source, target)
 
-# %% ../../nbs/benchmark/01_hub.ipynb #71d57d17
+# %% ../../nbs/benchmark/01_hub.ipynb #fd055593
 CARD = "card.md"
 
 
@@ -320,7 +321,7 @@ def publish_benchmark(path: str | Path, repo_id: str, *, private: bool = False) 
     Parameters
     ----------
     path : str or path-like
-        The `path` of `build_benchmark`; every benchmark in it is uploaded, the retrained models are not.
+        What `build_benchmark` returned; or the `path` it was given, for every benchmark in it. Retrained models stay here.
     repo_id : str
         The repository, such as "you/your-benchmark". ``HF_TOKEN`` or ``hf auth login`` says who you are.
     private : bool
@@ -342,10 +343,10 @@ def publish_benchmark(path: str | Path, repo_id: str, *, private: bool = False) 
     """
     from huggingface_hub import HfApi  # noqa: PLC0415
 
-    root = Path(path).expanduser()
-    folders = sorted(card.parent for card in root.glob(f"*/{CARD}"))
+    root = Path(path).expanduser().absolute()
+    folders = [root] if (root / CARD).exists() else sorted(card.parent for card in root.glob(f"*/{CARD}"))
     if not folders:
-        raise FileNotFoundError(f"path: no {CARD} in a folder of {root}; expected the path that build_benchmark was given")
+        raise FileNotFoundError(f"path: no {CARD} in {root} or its folders; expected what build_benchmark returned, or its path")
     for folder in folders:
         check_card(folder)
     patterns = [f"{folder.name}/{name}" for folder in folders for name in (*_hashes(folder), CARD)]
@@ -354,11 +355,11 @@ def publish_benchmark(path: str | Path, repo_id: str, *, private: bool = False) 
         hub = HfApi(library_name="dattri")
         hub.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
         commit = hub.upload_folder(
-            repo_id=repo_id, repo_type="dataset", folder_path=root, allow_patterns=patterns, commit_message=f"Add {names}"
+            repo_id=repo_id, repo_type="dataset", folder_path=folders[0].parent, allow_patterns=patterns, commit_message=f"Add {names}"
         )
     except Exception as error:  # whatever the client raises
         raise OSError(
-            f"{names} was not published to {repo_id}: {type(error).__name__}: {error}. Check the name, and that HF_TOKEN or "
+            f"{names} was not published to {repo_id}: {type(error).__name__}: {error}. Check the network, and that HF_TOKEN or "
             "`hf auth login` lets you write there."
         ) from error
     return commit.oid

@@ -36,8 +36,9 @@ from ..model_util.target import EnsembleTarget
 # %% auto #0
 __all__ = ['Setting', 'register_setting', 'find_setting', 'SettingTable', 'list_benchmarks']
 
-# %% ../../nbs/benchmark/05_settings.ipynb #33097da9
-_NOT_DESCRIBED = ("model", "dataset", "create_model", "metrics", "repo_id", "revision")  # names, and where files are
+# %% ../../nbs/benchmark/05_settings.ipynb #c1cf13e4
+_NOT_DESCRIBED = {"model", "dataset", "create_model", "metrics", "repo_id", "revision"}  # names, and where files are
+_ONLY_FOR = {"num_subsets": "lds", "num_runs": "lds", "num_removed": "loo", "flipped": "mislabel"}  # parts that depend on them
 
 
 def _first(dataset: Dataset, size: int) -> Dataset:
@@ -62,8 +63,8 @@ class Setting:
     train_func : callable
         Trains a model on a loader, as for `retrain_lds`; an `EnsembleTrainer` where the model allows.
     target_func : callable
-        ``target_func(checkpoint, loader)``: a value per sample, shape (num_samples,), usually an `EnsembleTarget`. The loss
-        that models are trained with.
+        ``target_func(checkpoint, loader)`` with the path of a state dict: a tensor with one value per sample, shape
+        (num_samples,), larger for a worse prediction; usually the loss that models are trained with, and an `EnsembleTarget`.
     train_size, test_size : int
         The first samples of the data sets that are used.
     batch_size : int
@@ -73,7 +74,7 @@ class Setting:
     repo_id, revision : str, optional
         Data set repository of the Hugging Face hub that has the models and the ground truth. Default: they are built here.
     seed : int
-        Of everything that is built.
+        From which all models and subsets are drawn.
     num_full, num_half : int
         Models trained on all training data, and on random halves.
     num_subsets, num_runs : int
@@ -105,6 +106,10 @@ class Setting:
     flipped: float = 0.1
 
     def __post_init__(self) -> None:
+        for name in ("create_model", "create_datasets", "train_func", "target_func"):
+            function = getattr(self, name)
+            if isinstance(function, nn.Module) or not callable(function):
+                raise TypeError(f"{name}: expected a function, got {type(function).__name__}")
         for name in ("train_size", "test_size", "batch_size", "num_full", "num_half", "num_subsets", "num_runs"):
             check_int(name, getattr(self, name), 1)
         for name in ("model", "dataset"):
@@ -116,8 +121,8 @@ class Setting:
         if not 0 < self.flipped < 1:
             raise ValueError(f"flipped: expected a share of the labels, in (0, 1), got {self.flipped!r}")
         unknown = [metric for metric in self.metrics if metric not in TENSORS]
-        if unknown or not self.metrics:
-            raise ValueError(f"metrics: expected some of {', '.join(TENSORS)}, got {self.metrics!r}")
+        if isinstance(self.metrics, str) or unknown or not self.metrics:
+            raise ValueError(f'metrics: expected a tuple of {", ".join(TENSORS)}, such as ("lds",), got {self.metrics!r}')
 
     @property
     def name(self) -> str:
@@ -127,14 +132,25 @@ class Setting:
     def new_model(self) -> nn.Module:
         """An untrained model, its weights drawn under the setting's seed."""
         with seeded(derive_seed(self.seed)):
-            return self.create_model()
+            model = self.create_model()
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"create_model: expected a torch.nn.Module, it returned {type(model).__name__}")
+        return model
+
+    def load_datasets(self, folder: Path) -> datasets.Datasets:
+        """Training and test data; `TypeError` or `ValueError` if they are no pair of data sets with enough samples."""
+        data = self.create_datasets(folder)
+        if not isinstance(data, (tuple, list)) or len(data) != 2 or not all(hasattr(part, "__getitem__") for part in data):
+            raise TypeError(f"create_datasets: expected training and test data, Datasets(train, test), it returned {type(data).__name__}")
+        self.loaders(pair := datasets.Datasets(*data))
+        return pair
 
     def samplers(self) -> tuple[SubsetSampler, SubsetSampler]:
         """The training and test samples that are used, in order."""
         return SubsetSampler(range(self.train_size)), SubsetSampler(range(self.test_size))
 
     def loaders(self, data: datasets.Datasets) -> tuple[DataLoader, DataLoader]:
-        """Loaders over them: shuffled for training, in order for tests; `ValueError` if there are fewer."""
+        """Loaders over them: shuffled for training, in order for tests; `ValueError` if there are too few."""
         for name, part, size in zip(("train", "test"), data, (self.train_size, self.test_size), strict=True):
             if len(part) < size:
                 raise ValueError(f"{name}_size: {self.name} uses {size} samples, but its data set has {len(part)}")
@@ -142,9 +158,13 @@ class Setting:
         train_loader = DataLoader(_first(data.train, self.train_size), batch_size=self.batch_size, shuffle=True)
         return train_loader, DataLoader(data.test, batch_size=self.batch_size, sampler=test)
 
-    def described(self) -> dict[str, str]:
-        """What models and ground truth depend on, as text: numbers, and the arguments of the two functions."""
-        found = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in _NOT_DESCRIBED}
+    def described(self, part: str | None = None) -> dict[str, str]:
+        """What models and ground truth, or a part of them, depend on, as text: numbers, and the arguments of functions.
+
+        Functions are known by their names, not by what they do.
+        """
+        left_out = {name for name, end in _ONLY_FOR.items() if part is not None and not part.endswith(end)} | _NOT_DESCRIBED
+        found = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in left_out}
         for name in ("train_func", "target_func"):
             function = found.pop(name)
             arguments = {"": function_name(function), **function_arguments(function)}

@@ -23,7 +23,7 @@ from ..model_util.retrain_dir import MODULE, RetrainDir, require_complete
 from ..model_util.seeds import seeded
 
 # %% auto #0
-__all__ = ['GroundTruth', 'calculate_loo_ground_truth', 'calculate_lds_ground_truth']
+__all__ = ['evaluate_checkpoints', 'GroundTruth', 'calculate_loo_ground_truth', 'calculate_lds_ground_truth']
 
 # %% ../../nbs/metric/00_ground_truth.ipynb #72661121
 def _count_tests(dataloader: DataLoader) -> int:
@@ -69,7 +69,28 @@ def _checked(values: Any, num_test: int, name: str) -> torch.Tensor:
         )
     return values if values.is_floating_point() else values.double()
 
-# %% ../../nbs/metric/00_ground_truth.ipynb #009e2ee1
+# %% ../../nbs/metric/00_ground_truth.ipynb #3fb159a3
+def evaluate_checkpoints(
+    target_func: Any, files: Sequence[Path], dataloader: DataLoader, given: Callable[[Path], Any] = str
+) -> list[torch.Tensor]:
+    """Targets of each checkpoint on the CPU, checked; the target function gets what `given` makes of the file.
+
+    Raises
+    ------
+    RuntimeError
+        If the target function raises.
+    TypeError, ValueError
+        If it does not return a finite number for each test sample. All name the file.
+    """
+    num_test = _count_tests(dataloader)
+    if hasattr(target_func, "evaluate_many"):
+        name = str(files[0]) + (f" to {files[-1]}" if len(files) > 1 else "")
+        rows = _called(target_func.evaluate_many, [str(file) for file in files], dataloader, name)
+    else:
+        rows = (_called(target_func, given(file), dataloader, str(file)) for file in files)
+    return [_checked(values, num_test, str(file)) for values, file in zip(rows, files, strict=True)]
+
+
 @dataclass(frozen=True)
 class _Evaluation:
     """Evaluates the models of some checkpoints; what the target function gets is up to `_given`."""
@@ -77,18 +98,12 @@ class _Evaluation:
     target_func: Any
     directory: RetrainDir
     dataloader: DataLoader
-    num_test: int
 
     def __call__(self, keys: Sequence[tuple[int, ...]]) -> list[tuple[tuple[int, ...], torch.Tensor]]:
         """Targets of each model, named by its key in the directory."""
         files = [self.directory.checkpoint(*key) for key in keys]
-        if hasattr(self.target_func, "evaluate_many"):
-            name = str(files[0]) + (f" to {files[-1]}" if len(files) > 1 else "")
-            rows = _called(self.target_func.evaluate_many, [str(file) for file in files], self.dataloader, name)
-        else:
-            rows = (_called(self.target_func, self._given(file), self.dataloader, str(file)) for file in files)
-        named = zip(keys, rows, files, strict=True)
-        return [(key, _checked(values, self.num_test, str(file))) for key, values, file in named]
+        values = evaluate_checkpoints(self.target_func, files, self.dataloader, self._given)
+        return list(zip(keys, values, strict=True))
 
     def _given(self, file: Path) -> Any:
         """First argument of the target function."""
@@ -151,7 +166,7 @@ def _template(directory: RetrainDir, model: nn.Module | None, target_func: Calla
         "Pass model=, an instance of the class that train_func returns."
     )
 
-# %% ../../nbs/metric/00_ground_truth.ipynb #866bd283
+# %% ../../nbs/metric/00_ground_truth.ipynb #15cde889
 def calculate_loo_ground_truth(
     target_func: Callable,
     retrain_dir: str | os.PathLike,
@@ -199,7 +214,7 @@ def calculate_loo_ground_truth(
     require_complete(directory)
     dataloader = in_order(test_dataloader)
     num_test = _count_tests(dataloader)
-    job = _LooEvaluation(target_func, directory, dataloader, num_test, _template(directory, model, target_func))
+    job = _LooEvaluation(target_func, directory, dataloader, _template(directory, model, target_func))
     values = job.run([(index,) for index in directory.groups], n_jobs)
     if full_model is not None:
         values = values - _checked(_called(target_func, full_model, dataloader, "full_model"), num_test, "full_model")
@@ -226,7 +241,7 @@ def _subset_indices(directory: RetrainDir) -> torch.Tensor:
         )
     return torch.stack(rows)
 
-# %% ../../nbs/metric/00_ground_truth.ipynb #c17ea73b
+# %% ../../nbs/metric/00_ground_truth.ipynb #786bb46a
 def calculate_lds_ground_truth(
     target_func: Callable,
     retrain_dir: str | os.PathLike,
@@ -268,7 +283,8 @@ def calculate_lds_ground_truth(
     require_complete(directory)
     dataloader = in_order(test_dataloader)
     indices = _subset_indices(directory)
-    job = _LdsEvaluation(target_func, directory, dataloader, _count_tests(dataloader))
+    _count_tests(dataloader)
+    job = _LdsEvaluation(target_func, directory, dataloader)
     keys = [(group, run) for group in directory.groups for run in range(directory.num_runs)]
     targets = job.run(keys, n_jobs).unflatten(0, (len(directory.groups), directory.num_runs))
     mean = targets.double().mean(1).to(targets.dtype)

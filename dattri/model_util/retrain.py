@@ -190,7 +190,7 @@ def _save_module(file: Path, model: nn.Module) -> list[str]:
             return [f"the module itself was saved but will not be loaded again ({error}); {remedy}"]
     return []
 
-# %% ../../nbs/model_util/06_retrain.ipynb #cf4ad185
+# %% ../../nbs/model_util/06_retrain.ipynb #3aabc891
 _log = logging.getLogger(__name__)
 
 
@@ -202,7 +202,7 @@ def _run(job: TrainJob, tasks: Sequence[Task], n_jobs: int | None) -> None:
         warnings.warn(f"{file} is cut off; its model is trained again", stacklevel=4)
         file.unlink(missing_ok=True)
     done = len(tasks) - len(missing)
-    description = f"resuming: {done} of {len(tasks)} models found" if done else f"retraining ({job.plan.mode})"
+    description = f"resuming: {done} of {len(tasks)} models found" if done else f"retraining {job.directory.path.name} ({job.plan.mode})"
     _log.info(description)
     open_tasks = set(missing)
     groups = _units(job, tasks)

@@ -27,8 +27,9 @@ from .plan import LdsPlan, LooPlan, Task
 from .seeds import check_seed
 
 # %% auto #0
-__all__ = ['FORMAT', 'MODULE', 'describe', 'function_name', 'function_arguments', 'plan_metadata', 'plan_of', 'read_metadata',
-           'checked_path', 'resolve_inside', 'RetrainDir', 'compare_plans', 'start', 'find_missing', 'require_complete']
+__all__ = ['FORMAT', 'MODULE', 'describe', 'function_name', 'function_arguments', 'plan_metadata', 'samples_digest', 'plan_of',
+           'read_metadata', 'checked_path', 'resolve_inside', 'RetrainDir', 'compare_plans', 'start', 'find_missing',
+           'require_complete']
 
 # %% ../../nbs/model_util/04_retrain_dir.ipynb #29d5ab46
 FORMAT = 1
@@ -73,7 +74,7 @@ def function_arguments(function: Any) -> dict[str, Any]:
         return {**function_arguments(function.func), **given, **function.keywords}
     return function.plan_arguments() if hasattr(function, "plan_arguments") else {}
 
-# %% ../../nbs/model_util/04_retrain_dir.ipynb #23b8a81e
+# %% ../../nbs/model_util/04_retrain_dir.ipynb #1e77209c
 def plan_metadata(
     plan: LooPlan | LdsPlan, recipe: LoaderRecipe, train_func: Any, train_kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -83,7 +84,7 @@ def plan_metadata(
     common = {
         "format": FORMAT,
         "seed": plan.seed,
-        "samples": _samples_digest(recipe),
+        "samples": samples_digest(recipe),
         "batch_size": options["batch_size"],
         "shuffle": recipe.shuffle,
         "drop_last": options["drop_last"],
@@ -99,7 +100,7 @@ def plan_metadata(
     return {**head, **sizes, **common, "subset_dir_map": _standard_map(plan)}
 
 
-def _samples_digest(recipe: LoaderRecipe) -> str:
+def samples_digest(recipe: LoaderRecipe) -> str:
     """Digest of which samples a run is about, and, where they lie in tensors, of the samples themselves."""
     digest = hashlib.sha256(recipe.sample_indices.astype("<i8").tobytes())
     if isinstance(recipe.dataset, TensorDataset):

@@ -26,8 +26,19 @@ def _imported(name: str) -> Any:
     except ImportError as error:
         raise ImportError(f"{name} could not be imported ({error}); install it with: pip install 'dattri[text]'") from error
 
-# %% ../../../nbs/benchmark/models/04_gpt2.ipynb #d00de9c0
+# %% ../../../nbs/benchmark/models/04_gpt2.ipynb #f96e21b7
 CHECKPOINT = "openai-community/gpt2"
+
+
+def _fetched(load: Callable[..., Any], **options: Any) -> Any:
+    """A part of the checkpoint, from the cache or the hub; `OSError` saying what to do if neither has it."""
+    try:
+        return load(CHECKPOINT, **options)
+    except OSError as error:
+        raise OSError(
+            f"{CHECKPOINT} could not be fetched from the Hugging Face hub (https://huggingface.co/{CHECKPOINT}): {error} Check the "
+            "network (and HF_ENDPOINT and HF_HUB_OFFLINE, if you set them) and call again. The digits settings need no network."
+        ) from error
 
 
 def gpt2(pretrained: bool = True, **config: Any) -> nn.Module:
@@ -56,10 +67,10 @@ def gpt2(pretrained: bool = True, **config: Any) -> nn.Module:
     transformers = _imported("transformers")
     config = {"use_cache": False, **config}
     if pretrained:
-        return transformers.GPT2LMHeadModel.from_pretrained(CHECKPOINT, use_safetensors=True, **config)
+        return _fetched(transformers.GPT2LMHeadModel.from_pretrained, use_safetensors=True, **config)
     return transformers.GPT2LMHeadModel(transformers.GPT2Config(**config))
 
-# %% ../../../nbs/benchmark/models/04_gpt2.ipynb #25c3966b
+# %% ../../../nbs/benchmark/models/04_gpt2.ipynb #5613c783
 def read_parquet_texts(file: str | os.PathLike) -> list[str]:
     """The column "text" of a Parquet file; `ImportError` without `pyarrow`, `ValueError` if there is no such column."""
     parquet = _imported("pyarrow.parquet")
@@ -71,7 +82,7 @@ def read_parquet_texts(file: str | os.PathLike) -> list[str]:
 
 def text_tokenizer() -> Callable[..., Any]:
     """The tokenizer of GPT-2, downloaded at the first call."""
-    return _imported("transformers").AutoTokenizer.from_pretrained(CHECKPOINT)
+    return _fetched(_imported("transformers").AutoTokenizer.from_pretrained)
 
 
 _ROWS = 1000
