@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
+import torch
 from huggingface_hub import constants, file_download, hf_api
 from huggingface_hub.utils import _http
 from local_hub import LocalHub
@@ -20,6 +21,15 @@ def forget_connections():
     huggingface_hub.close_session()
     if (module := sys.modules.get("transformers.utils.hub")) is not None:
         module._hf_api = None
+
+
+@pytest.fixture
+def one_thread():
+    """Equal thread counts here and in the child processes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

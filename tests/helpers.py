@@ -45,6 +45,16 @@ def files(directory):
     return {str(file.relative_to(directory)): file.read_bytes() for file in found}
 
 
+class Evil:
+    """Its pickle makes a file when it is loaded."""
+
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return Path.touch, (self.target,)
+
+
 def child_command(code, *arguments):
     """Command that runs `code` in a fresh Python with the helpers and a `path` argument."""
     return [sys.executable, "-c", CHILD_HEADER + code, *map(str, arguments)]

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import child_command, files
+from helpers import Evil, child_command, files
 from huggingface_hub import constants
 from test_datasets import cifar_archive, idx
 from torch import nn
@@ -40,6 +40,7 @@ from dattri.model_util.checkpoint import to_bytes
 from dattri.model_util.ensemble import EnsembleTrainer
 from dattri.model_util.target import EnsembleTarget
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SIZES = {"num_full": 3, "num_half": 5, "num_subsets": 4, "num_runs": 1}
 
 
@@ -47,15 +48,6 @@ SIZES = {"num_full": 3, "num_half": 5, "num_subsets": 4, "num_runs": 1}
 def registry(monkeypatch):
     """A registry of its own for each test."""
     monkeypatch.setattr(settings, "_REGISTRY", dict(settings._REGISTRY))
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Equal thread counts here and in the child processes."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 # --- the published settings, small ---
@@ -405,16 +397,6 @@ def test_the_client_tries_again(good, hub, tmp_path, name, faults):
     hub.faults[name] = list(faults)
     check_whole(tmp_path)
     assert hub.faults[name] == []
-
-
-class Evil:
-    """Its pickle makes a file when it is loaded."""
-
-    def __init__(self, target):
-        self.target = target
-
-    def __reduce__(self):
-        return Path.touch, (self.target,)
 
 
 def evil(path):

@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from helpers import Evil
 
 from dattri.benchmark import music
 
@@ -121,16 +122,6 @@ def test_generated_pieces(tmp_path):
     found = music.generated_pieces(zipped(tmp_path / "generated_music.zip", leftovers | members))
     assert [piece[0] for piece in found] == [1, 10, 100, 2, 20]
     assert found[1] == [10, 389, 0]
-
-
-class Evil:
-    """Its pickle makes a file when it is loaded."""
-
-    def __init__(self, target):
-        self.target = target
-
-    def __reduce__(self):
-        return Path.touch, (self.target,)
 
 
 def test_a_pickle_runs_nothing(tmp_path):

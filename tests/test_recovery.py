@@ -11,6 +11,7 @@ from helpers import child_command, files, make_loader, train
 from dattri.metric import calculate_lds_ground_truth
 from dattri.model_util.retrain import retrain_lds, retrain_loo
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 RUNS = {
     "lds": "retrain_lds(train, make_loader(), path, num_subsets=6, num_runs_per_subset=2, seed=7, width=WIDTH)",
     "loo": "retrain_loo(train, make_loader(), path, seed=7, width=WIDTH)",
@@ -19,15 +20,6 @@ CALLS = {
     "lds": lambda path: retrain_lds(train, make_loader(), path, num_subsets=6, num_runs_per_subset=2, seed=7, width=8),
     "loo": lambda path: retrain_loo(train, make_loader(), path, seed=7, width=8),
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Equal thread counts here and in the child processes."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def run_child(code, *arguments, timeout=240):
