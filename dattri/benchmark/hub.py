@@ -50,7 +50,7 @@ def tensor_file(name: str, metric: str, what: str) -> str:
     """File of a tensor in the repository."""
     return f"{name}/{metric}/{what}_{metric}.pt"
 
-# %% ../../nbs/benchmark/01_hub.ipynb #88e0906e
+# %% ../../nbs/benchmark/01_hub.ipynb #bb2b2dbd
 _RECORD = ".sha256.json"
 
 
@@ -60,9 +60,9 @@ def file_hash(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def _hashes(folder: Path) -> dict[str, str]:
-    """Hash of every file in a folder, by name relative to it."""
-    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != _RECORD)
+def _hashes(folder: Path, without: str) -> dict[str, str]:
+    """Hash of every file in a folder but one, by name relative to it."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != without)
     return {file.relative_to(folder).as_posix(): file_hash(file) for file in files}
 
 
@@ -88,7 +88,7 @@ def install(folder: Path, fill: Callable[[Path], Any]) -> None:
     part.mkdir()
     try:
         origin = fill(part)
-        record = {"origin": origin, "files": _hashes(part)}
+        record = {"origin": origin, "files": _hashes(part, _RECORD)}
         (part / _RECORD).write_text(json.dumps(record, indent=1))
         if folder.exists():
             folder.rename(old)
@@ -109,7 +109,7 @@ def verify(folder: Path) -> None:
         record = json.loads((folder / _RECORD).read_text())["files"]
     except (OSError, ValueError, KeyError, TypeError):  # removed or cut off
         record = {}
-    found = _hashes(folder)
+    found = _hashes(folder, _RECORD)
     missing, added = record.keys() - found.keys(), found.keys() - record.keys()
     changed = {name for name in record.keys() & found.keys() if record[name] != found[name]}
     for names, what in ({_RECORD} if not record else set(), "is missing"), (missing, "is missing"), (changed, "has changed since it arrived"), (added, "was added"):
@@ -296,23 +296,23 @@ def pack_models(files: Iterable[Path], file: Path) -> None:
             with archive.open(member, "w") as target, checkpoint.open("rb") as source:
                 shutil.copyfileobj(source, target)
 
-# %% ../../nbs/benchmark/01_hub.ipynb #fd055593
+# %% ../../nbs/benchmark/01_hub.ipynb #58957714
 CARD = "card.md"
 
 
 def hash_lines(folder: Path) -> str:
     """Lines of a table with the name and hash of each file of a benchmark."""
-    found = {name: value for name, value in _hashes(folder).items() if name != CARD}
-    return "\n".join(f"| `{name}` | `{value}` |" for name, value in found.items())
+    return "\n".join(f"| `{name}` | `{value}` |" for name, value in _hashes(folder, CARD).items())
 
 
-def check_card(folder: Path) -> None:
-    """`ValueError` unless every file of a benchmark is as its card says."""
+def check_card(folder: Path) -> list[str]:
+    """Names of the files of a benchmark; `ValueError` unless every one is as its card says."""
     listed = dict(re.findall(r"^\| `(.+)` \| `([0-9a-f]{64})` \|$", (folder / CARD).read_text(), re.MULTILINE))
-    found = {name: value for name, value in _hashes(folder).items() if name != CARD}
+    found = _hashes(folder, CARD)
     wrong = [name for name in sorted({*listed, *found}) if listed.get(name) != found.get(name)]
     if wrong or not listed:
         raise ValueError(f"{folder}: {', '.join(wrong) or 'the list of files'} is not as {CARD} says; call build_benchmark again")
+    return [CARD, *found]
 
 
 def publish_benchmark(path: str | Path, repo_id: str, *, private: bool = False) -> str:
@@ -347,9 +347,7 @@ def publish_benchmark(path: str | Path, repo_id: str, *, private: bool = False) 
     folders = [root] if (root / CARD).exists() else sorted(card.parent for card in root.glob(f"*/{CARD}"))
     if not folders:
         raise FileNotFoundError(f"path: no {CARD} in {root} or its folders; expected what build_benchmark returned, or its path")
-    for folder in folders:
-        check_card(folder)
-    patterns = [f"{folder.name}/{name}" for folder in folders for name in (*_hashes(folder), CARD)]
+    patterns = [f"{folder.name}/{name}" for folder in folders for name in check_card(folder)]
     names = ", ".join(folder.name for folder in folders)
     try:
         hub = HfApi(library_name="dattri")
