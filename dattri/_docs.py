@@ -14,7 +14,7 @@ from nbdev.showdoc import BasicMarkdownRenderer
 # %% auto #0
 __all__ = ['NumpyRenderer']
 
-# %% ../nbs/docs_pages.ipynb #c81ea222
+# %% ../nbs/docs_pages.ipynb #84e6caf0
 _SECTIONS = {"Parameters": "argument", "Returns": "result", "Raises": "error"}
 
 
@@ -23,14 +23,13 @@ def _cell(text: str) -> str:
     return re.sub(r"``(.+?)``", r"`\1`", text).replace("|", r"\|")
 
 
-def _entries(section: str) -> list[tuple[str, str, str]]:
+def _entries(title: str, section: str) -> list[tuple[str, str, str]]:
     """Name, type and description of each entry in a section; entries are lines that are not indented."""
+    split = str.partition if title == "argument" else str.rpartition  # a lone word: an argument's name, but a result's type
     found = []
     for entry in re.split(r"\n(?=\S)", section.strip()):
         head, _, description = entry.partition("\n")
-        name, _, kind = head.rpartition(" : ")
-        if kind.startswith("*"):
-            name, kind = kind, ""
+        name, _, kind = split(head, " : ")
         found.append((name, kind, " ".join(description.split())))
     return found
 
@@ -38,7 +37,7 @@ def _entries(section: str) -> list[tuple[str, str, str]]:
 def _table(title: str, section: str) -> str:
     """One section of a docstring as a table with a row per entry."""
     lines = [f"| {title} | | |", "|:------|:---------|:-----------------------|"]
-    for name, kind, description in _entries(section):
+    for name, kind, description in _entries(title, section):
         shown = f"`{name}`" if name else ""
         lines.append(f"| {shown} | {_cell(kind)} | {_cell(description)} |")
     return "\n".join(lines)
