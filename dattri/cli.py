@@ -77,7 +77,7 @@ def demo(
     draw(results, ground_truth).savefig(picture, dpi=150)
     typer.echo(f"\n{table(results)}\n\nPicture: {picture}\nModels:  {out} (run again to resume from them)")
 
-# %% ../nbs/cli.ipynb #875d5fa0
+# %% ../nbs/cli.ipynb #adac6d11
 Model = Annotated[str, typer.Option(help="Model of the setting; see `dattri list`.")]
 Dataset = Annotated[str, typer.Option(help="Data set of the setting.")]
 Metric = Annotated[str, typer.Option(help="lds, loo or mislabel.")]
@@ -96,7 +96,7 @@ def list_settings() -> None:
 
     typer.echo(str(list_benchmarks()))
 
-
+# %% ../nbs/cli.ipynb #2affa67a
 @app.command()
 def load(
     model: Model, dataset: Dataset, metric: Metric, download_path: Home = _HOME, redownload: Redownload = False,
@@ -135,7 +135,7 @@ def evaluate(
         found.figure.savefig(picture, dpi=150)
     typer.echo(f"{found.summary}\nPicture: {picture}")
 
-# %% ../nbs/cli.ipynb #dfe34db3
+# %% ../nbs/cli.ipynb #5913e52f
 def _partition(text: str | None) -> tuple[int, int] | None:
     """Part and number of parts from text such as 0/4."""
     if text is None:
@@ -163,7 +163,7 @@ def retrain(
         directory = retrain_setting(setting, mode, out, partition=_partition(partition), n_jobs=n_jobs, overwrite=overwrite)
     typer.echo(f"Models: {directory}")
 
-
+# %% ../nbs/cli.ipynb #7a7f513c
 @app.command()
 def build(
     model: Model, dataset: Dataset,
@@ -180,7 +180,7 @@ def build(
         folder = build_benchmark(setting, out, metrics=metric, device=device, n_jobs=n_jobs, overwrite=overwrite)
     typer.echo(f"Built: {folder}\nRead {folder / 'card.md'}. Use it with --download-path {out}; publish it with dattri publish.")
 
-
+# %% ../nbs/cli.ipynb #aad8db1e
 @app.command()
 def publish(
     path: Annotated[Path, typer.Argument(help="What dattri build has built: {out}/{dataset}_{model}.")],

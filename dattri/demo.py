@@ -23,7 +23,7 @@ from .model_util.checkpoint import load_checkpoint
 # %% auto #0
 __all__ = ['sample_gradients', 'inverse_hessian', 'Scores', 'attribute', 'DemoResult', 'run_demo', 'table', 'draw']
 
-# %% ../nbs/demo.ipynb #72cc42d5
+# %% ../nbs/demo.ipynb #7efeae23
 def _flat(model: nn.Module) -> tuple[torch.Tensor, Callable]:
     """Parameters of a model as one vector, and the loss of a batch as a function of it."""
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
@@ -47,21 +47,21 @@ def sample_gradients(model: nn.Module, dataset: TensorDataset) -> torch.Tensor:
 
     return vmap(grad(of_one), in_dims=(None, 0, 0))(vector, *dataset.tensors)
 
-
+# %% ../nbs/demo.ipynb #1875a461
 def inverse_hessian(model: nn.Module, dataset: TensorDataset, damping: float = 1e-3) -> torch.Tensor:
     """Inverse of the Hessian of the mean loss plus `damping` times the identity."""
     vector, loss = _flat(model)
     matrix = hessian(loss)(vector, *dataset.tensors)
     return torch.linalg.inv(matrix + damping * torch.eye(len(vector)))
 
-
+# %% ../nbs/demo.ipynb #58dea66a
 class Scores(NamedTuple):
     """Scores of training samples for test samples, (num_train, num_test), and for themselves, (num_train,)."""
 
     attribution: torch.Tensor
     self_attribution: torch.Tensor
 
-
+# %% ../nbs/demo.ipynb #378a6464
 def attribute(model: nn.Module, train: TensorDataset, test: TensorDataset) -> dict[str, Scores]:
     """Scores of the three methods for a trained model."""
     train_gradients, test_gradients = sample_gradients(model, train), sample_gradients(model, test)
@@ -76,7 +76,7 @@ def attribute(model: nn.Module, train: TensorDataset, test: TensorDataset) -> di
     scores["random"] = Scores(torch.randn(shape, generator=generator), torch.randn(shape[0], generator=generator))
     return scores
 
-# %% ../nbs/demo.ipynb #ea650fc6
+# %% ../nbs/demo.ipynb #b7abdba9
 class DemoResult(NamedTuple):
     """What the demo found for one method; `lds_each`, `score` and `roc` are kept for the picture."""
 
@@ -87,7 +87,7 @@ class DemoResult(NamedTuple):
     score: torch.Tensor
     roc: Any
 
-
+# %% ../nbs/demo.ipynb #e93aca41
 def run_demo(
     path: str | Path, *, num_subsets: int = 100, num_removed: int = 1297, n_jobs: int | None = None
 ) -> tuple[dict[str, DemoResult], Any]:
@@ -132,7 +132,7 @@ def _scores(attributes: dict[str, Any]) -> dict[str, Scores]:
     model.load_state_dict(load_checkpoint(Path(attributes["models_full"][0])))
     return attribute(model, attributes["train_dataset"], attributes["test_dataset"])
 
-# %% ../nbs/demo.ipynb #9051f837
+# %% ../nbs/demo.ipynb #9ea51198
 def table(results: dict[str, DemoResult]) -> str:
     """The results as a table of text."""
     rows = [f"{'method':<22}{'LDS (95% interval)':<24}{'LOO correlation':<17}mislabel AUC"]
@@ -141,7 +141,7 @@ def table(results: dict[str, DemoResult]) -> str:
         rows.append(f"{name:<22}{interval:<24}{result.loo:<17.2f}{result.auc:.2f}")
     return "\n".join(rows)
 
-
+# %% ../nbs/demo.ipynb #0d8d51ed
 def draw(results: dict[str, DemoResult], ground_truth: Any) -> Any:
     """Three panels: LDS of the test samples, prediction against retraining for one of them, and the ROC curves."""
     from matplotlib.figure import Figure  # noqa: PLC0415  (heavy; and not pyplot, which keeps global state)

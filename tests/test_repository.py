@@ -67,6 +67,14 @@ def test_notebooks_have_their_outputs_and_no_errors():
         assert not any(output["output_type"] == "error" for output in outputs), notebook.name
 
 
+def test_an_exported_cell_has_one_public_symbol():
+    """Pages list the symbols of a cell in reverse, and an example belongs to one of them."""
+    for module in GENERATED:
+        for cell in (ROOT / module).read_text().split("\n# %% "):
+            found = re.findall(r"^(?:def|class) ([A-Za-z]\w*)", cell, re.MULTILINE)
+            assert len(found) <= 1, f"{module}: give {', '.join(found)} a cell each"
+
+
 def test_import_costs_little():
     """No torch before it is needed; the time is measured by benchmarks/, here only its cause."""
     code = "import sys, dattri; print(sorted({'torch', 'numpy', 'scipy', 'matplotlib'} & set(sys.modules)))"

@@ -34,7 +34,7 @@ from ..model_util.target import EnsembleTarget
 __all__ = ['Mislabelled', 'mislabelled', 'relabelled', 'retrained_path', 'retrain_setting', 'ground_truth', 'Check',
            'untrained_target', 'check_models', 'check_truth', 'BuildError', 'build_benchmark', 'check_metrics', 'card']
 
-# %% ../../nbs/benchmark/06_build.ipynb #1af84ac5
+# %% ../../nbs/benchmark/06_build.ipynb #1b8e4dc0
 class Mislabelled(NamedTuple):
     """Data with wrong labels, all labels of its training samples, and the positions of the wrong ones."""
 
@@ -42,7 +42,7 @@ class Mislabelled(NamedTuple):
     labels: torch.Tensor
     indices: torch.Tensor
 
-
+# %% ../../nbs/benchmark/06_build.ipynb #1c749bcb
 def mislabelled(setting: Setting, data: Datasets) -> Mislabelled:
     """The training samples of a setting, a share of them with labels that its seed has drawn; the tests stay right.
 
@@ -59,7 +59,7 @@ def mislabelled(setting: Setting, data: Datasets) -> Mislabelled:
     labels = torch.as_tensor(wrong)
     return Mislabelled(relabelled(setting, data, labels), labels, torch.tensor(indices))
 
-
+# %% ../../nbs/benchmark/06_build.ipynb #6b97486d
 def relabelled(setting: Setting, data: Datasets, labels: torch.Tensor) -> Datasets:
     """The training samples of a setting with other labels; the tests as they are."""
     inputs = data.train.tensors[0][: setting.train_size]
@@ -68,12 +68,12 @@ def relabelled(setting: Setting, data: Datasets, labels: torch.Tensor) -> Datase
 
 _MODES = ("full", "half", "lds", "loo", "full_mislabel", "half_mislabel")
 
-# %% ../../nbs/benchmark/06_build.ipynb #ba04a167
+# %% ../../nbs/benchmark/06_build.ipynb #7e1acc15
 def retrained_path(setting: Setting, mode: str, path: str | os.PathLike) -> Path:
     """Directory of a group of models below the `path` of `build_benchmark`."""
     return Path(path).expanduser() / "retrained" / setting.name / mode
 
-
+# %% ../../nbs/benchmark/06_build.ipynb #7bca84c0
 def retrain_setting(
     setting: Setting,
     mode: str,
@@ -192,7 +192,7 @@ def ground_truth(
     truth = calculate(_target(setting), directory, test_loader, n_jobs=n_jobs)
     return {"indices": truth.indices, "target_values": truth.values}
 
-# %% ../../nbs/benchmark/06_build.ipynb #bebe8c4e
+# %% ../../nbs/benchmark/06_build.ipynb #f9947e7e
 class Check(NamedTuple):
     """Something that must hold of a benchmark, what was found, and whether it does."""
 
@@ -210,7 +210,7 @@ def _mean_target(target_func: Any, files: Sequence[Path], loader: DataLoader) ->
     """Mean of a target over models and test samples."""
     return float(torch.stack(evaluate_checkpoints(target_func, files, loader)).double().mean())
 
-
+# %% ../../nbs/benchmark/06_build.ipynb #a449466a
 def untrained_target(setting: Setting, path: str | os.PathLike, data: Datasets) -> float:
     """Mean target of an untrained model: what training must improve, and a trial of the functions before it.
 
@@ -225,7 +225,7 @@ def untrained_target(setting: Setting, path: str | os.PathLike, data: Datasets) 
     _, loader = setting.loaders(data)
     return _mean_target(_target(setting), [file], loader)
 
-
+# %% ../../nbs/benchmark/06_build.ipynb #acec952f
 def check_models(
     setting: Setting, data: Datasets, untrained: float, full: Sequence[Path], half: Sequence[Path]
 ) -> list[Check]:
@@ -244,7 +244,7 @@ def check_models(
         checks.append(Check("accuracy of half models is not far below", found, of_half - chance > 0.5 * (of_full - chance)))
     return checks
 
-
+# %% ../../nbs/benchmark/06_build.ipynb #70ce2c18
 def check_truth(metric: str, tensors: dict[str, torch.Tensor]) -> list[Check]:
     """Whether a ground truth can tell scores apart: finite targets that vary, and subsets that are not the same."""
     values, indices = tensors["target_values"], tensors["indices"]
@@ -263,11 +263,11 @@ def check_truth(metric: str, tensors: dict[str, torch.Tensor]) -> list[Check]:
         Check(f"{metric}: no two models stand for the same samples", f"{distinct} of {len(indices)}", distinct == len(indices)),
     ]
 
-# %% ../../nbs/benchmark/06_build.ipynb #505ff38d
+# %% ../../nbs/benchmark/06_build.ipynb #2f9d4d90
 class BuildError(RuntimeError):
     """A benchmark was trained but failed its checks; it was not written."""
 
-
+# %% ../../nbs/benchmark/06_build.ipynb #c5130560
 def build_benchmark(
     setting: Setting,
     path: str | os.PathLike,
@@ -336,7 +336,7 @@ def build_benchmark(
     _write(setting, root, groups, tensors, checks)
     return folder
 
-
+# %% ../../nbs/benchmark/06_build.ipynb #d55916c1
 def check_metrics(setting: Setting, metrics: str | Sequence[str]) -> list[Any]:
     """The metrics as a list; `ValueError` naming one that a setting does not have, and those it has."""
     listed: list[Any] = list(metrics) if isinstance(metrics, (list, tuple)) and metrics else [metrics]

@@ -44,7 +44,7 @@ def digits(folder: Path | None = None) -> Datasets:
     labels = torch.tensor(data.target)[order]
     return Datasets(TensorDataset(inputs[:1297], labels[:1297]), TensorDataset(inputs[1297:], labels[1297:]))
 
-# %% ../../nbs/benchmark/03_datasets.ipynb #d039e167
+# %% ../../nbs/benchmark/03_datasets.ipynb #c64bbb5c
 @dataclass(frozen=True)
 class Source:
     """A file on the network.
@@ -102,7 +102,7 @@ SOURCES = {
     ),
 }
 
-
+# %% ../../nbs/benchmark/03_datasets.ipynb #c60ef2c3
 def fetch(source: Source, folder: Path) -> Path:
     """The file in the folder, downloaded if it is not there or not whole.
 
@@ -122,7 +122,7 @@ def fetch(source: Source, folder: Path) -> Path:
         f"the file (sha256 {source.sha256}) there yourself. The digits settings need no network."
     )
 
-# %% ../../nbs/benchmark/03_datasets.ipynb #876c7b91
+# %% ../../nbs/benchmark/03_datasets.ipynb #791e0a03
 def read_idx(file: Path) -> np.ndarray:
     """Array of bytes in a compressed IDX file; `ValueError` if it is something else."""
     content = gzip.decompress(file.read_bytes())
@@ -132,7 +132,7 @@ def read_idx(file: Path) -> np.ndarray:
     shape = struct.unpack_from(f">{axes}I", content, 4)
     return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape)
 
-
+# %% ../../nbs/benchmark/03_datasets.ipynb #72bd2fd9
 def mnist(folder: Path) -> Datasets:
     """MNIST in file order: inputs of shape (60000 and 10000, 1, 28, 28), normalised, labels 0 to 9."""
 
@@ -177,7 +177,7 @@ def cifar2(folder: Path) -> Datasets:
 
         return Datasets(part([f"data_batch_{number}" for number in range(1, 6)]), part(["test_batch"]))
 
-# %% ../../nbs/benchmark/03_datasets.ipynb #d14dc9d6
+# %% ../../nbs/benchmark/03_datasets.ipynb #528a19fb
 def text_blocks(text: str, characters: list[str], length: int) -> TensorDataset:
     """The whole blocks of a text as numbers: inputs, and the same one character later, shape (num_blocks, length)."""
     number = {character: place for place, character in enumerate(characters)}
@@ -185,7 +185,7 @@ def text_blocks(text: str, characters: list[str], length: int) -> TensorDataset:
     tokens = torch.tensor([number[character] for character in text[: count * length + 1]] + [0])
     return TensorDataset(tokens[: count * length].view(-1, length), tokens[1 : count * length + 1].view(-1, length))
 
-
+# %% ../../nbs/benchmark/03_datasets.ipynb #7225d08c
 def shakespeare(folder: Path) -> Datasets:
     """Tiny Shakespeare: inputs of shape (3921 and 435, 256), numbers of 65 characters, and the same one character later."""
     text = fetch(SOURCES["shakespeare"], folder).read_text()

@@ -27,7 +27,7 @@ __all__ = ['HUB', 'TENSORS', 'CARD', 'models_name', 'zip_file', 'tensor_file', '
            'commit_of', 'fetch_file', 'read_models', 'load_stored', 'unpack_models', 'pack_models', 'hash_lines',
            'check_card', 'publish_benchmark']
 
-# %% ../../nbs/benchmark/01_hub.ipynb #0049dca7
+# %% ../../nbs/benchmark/01_hub.ipynb #6f1cf769
 HUB = "trais-lab/dattri-benchmark"  # the published settings
 TENSORS = {
     "lds": ("indices", "target_values"),
@@ -40,17 +40,17 @@ def models_name(kind: str, metric: str) -> str:
     """Name of a group of models: "full" or "half", those with wrong labels apart."""
     return f"{kind}_mislabel" if metric == "mislabel" else kind
 
-
+# %% ../../nbs/benchmark/01_hub.ipynb #f08e9e1c
 def zip_file(name: str, models: str) -> str:
     """Zip file of a group of models in the repository, for the setting of this name."""
     return f"{name}/{name}_{models}.zip"
 
-
+# %% ../../nbs/benchmark/01_hub.ipynb #1e499406
 def tensor_file(name: str, metric: str, what: str) -> str:
     """File of a tensor in the repository."""
     return f"{name}/{metric}/{what}_{metric}.pt"
 
-# %% ../../nbs/benchmark/01_hub.ipynb #bb2b2dbd
+# %% ../../nbs/benchmark/01_hub.ipynb #b2b9c500
 _RECORD = ".sha256.json"
 
 
@@ -65,7 +65,7 @@ def _hashes(folder: Path, without: str) -> dict[str, str]:
     files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != without)
     return {file.relative_to(folder).as_posix(): file_hash(file) for file in files}
 
-
+# %% ../../nbs/benchmark/01_hub.ipynb #97d09f26
 def install(folder: Path, fill: Callable[[Path], Any]) -> None:
     """Make a folder appear whole: `fill` puts files into a temporary one, which then takes its place.
 
@@ -97,12 +97,12 @@ def install(folder: Path, fill: Callable[[Path], Any]) -> None:
         for place in (part, old):
             shutil.rmtree(place, ignore_errors=True)
 
-
+# %% ../../nbs/benchmark/01_hub.ipynb #9ac14547
 def read_record(folder: Path) -> Any:
     """What `fill` returned when the folder was installed."""
     return json.loads((folder / _RECORD).read_text())["origin"]
 
-
+# %% ../../nbs/benchmark/01_hub.ipynb #8f0fde8b
 def verify(folder: Path) -> None:
     """`ValueError` naming the first file of an installed folder that is not as it was when it arrived."""
     try:
@@ -119,7 +119,7 @@ def verify(folder: Path) -> None:
                 "Call load_benchmark with redownload=True, which puts everything there anew."
             )
 
-# %% ../../nbs/benchmark/01_hub.ipynb #06cc933a
+# %% ../../nbs/benchmark/01_hub.ipynb #c050a8cc
 def _is_as_named(file: Path) -> bool:
     """Whether a file in the cache has the hash that the hub gave it; True where the cache does not keep it."""
     name = file.resolve().name
@@ -136,7 +136,7 @@ def commit_of(file: Path) -> str:
     """Commit of a file in the cache."""
     return re.findall(r"/snapshots/([0-9a-f]{40})/", file.as_posix())[0]
 
-
+# %% ../../nbs/benchmark/01_hub.ipynb #624c294f
 def fetch_file(repo_id: str, name: str, revision: str | None = None, *, force: bool = False) -> Path:
     """A file of a data set repository, from the cache of `huggingface_hub` or from the hub.
 
@@ -235,7 +235,7 @@ def read_models(file: Path, most_bytes: int) -> Iterator[tuple[int, bytes]]:
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError) as error:
         raise ValueError(f"{file} is damaged ({error})") from error
 
-# %% ../../nbs/benchmark/01_hub.ipynb #6f0b129d
+# %% ../../nbs/benchmark/01_hub.ipynb #161fab3a
 def load_stored(file: Path) -> Any:
     """As `load_checkpoint`; `ValueError` too if what is in the file is larger than the file."""
     with suppress(zipfile.BadZipFile), zipfile.ZipFile(file) as archive:  # one that is damaged is refused below
@@ -254,7 +254,7 @@ def _plain_state(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file} holds {type(state).__name__}; expected a state dict")
     return {str(name).removeprefix("_orig_mod."): value for name, value in state.items()}
 
-
+# %% ../../nbs/benchmark/01_hub.ipynb #49ee89ae
 def unpack_models(file: Path, folder: Path, model: torch.nn.Module) -> None:
     """Write the checkpoints of a zip file as ``{number}/model_weights_0.pt``: plain state dicts on the CPU.
 
@@ -296,7 +296,7 @@ def pack_models(files: Iterable[Path], file: Path) -> None:
             with archive.open(member, "w") as target, checkpoint.open("rb") as source:
                 shutil.copyfileobj(source, target)
 
-# %% ../../nbs/benchmark/01_hub.ipynb #58957714
+# %% ../../nbs/benchmark/01_hub.ipynb #1d7fc912
 CARD = "card.md"
 
 
@@ -304,7 +304,7 @@ def hash_lines(folder: Path) -> str:
     """Lines of a table with the name and hash of each file of a benchmark."""
     return "\n".join(f"| `{name}` | `{value}` |" for name, value in _hashes(folder, CARD).items())
 
-
+# %% ../../nbs/benchmark/01_hub.ipynb #dd613f8f
 def check_card(folder: Path) -> list[str]:
     """Names of the files of a benchmark; `ValueError` unless every one is as its card says."""
     listed = dict(re.findall(r"^\| `(.+)` \| `([0-9a-f]{64})` \|$", (folder / CARD).read_text(), re.MULTILINE))
@@ -314,7 +314,7 @@ def check_card(folder: Path) -> list[str]:
         raise ValueError(f"{folder}: {', '.join(wrong) or 'the list of files'} is not as {CARD} says; call build_benchmark again")
     return [CARD, *found]
 
-
+# %% ../../nbs/benchmark/01_hub.ipynb #38e10e79
 def publish_benchmark(path: str | Path, repo_id: str, *, private: bool = False) -> str:
     """Upload what `build_benchmark` has built to a data set repository of the Hugging Face hub, made if it is not there.
 

@@ -120,7 +120,7 @@ def _check_truth(setting: Setting, metric: str, tensors: dict[str, torch.Tensor]
             "finite values, one row for each row of indices, and distinct positions below the number of training samples"
         )
 
-# %% ../../nbs/benchmark/07_load.ipynb #05b43c62
+# %% ../../nbs/benchmark/07_load.ipynb #276f4357
 def load_benchmark(
     model: str,
     dataset: str,
@@ -176,7 +176,7 @@ def load_benchmark(
     """
     return load_setting(find_setting(model, dataset), metric, download_path, redownload, device=device, n_jobs=n_jobs)
 
-
+# %% ../../nbs/benchmark/07_load.ipynb #17a7f326
 def load_setting(
     setting: Setting,
     metric: str,

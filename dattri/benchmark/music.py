@@ -24,7 +24,7 @@ __all__ = ['NOTE_OFF', 'SHIFT', 'VELOCITY', 'END', 'PAD', 'VOCABULARY', 'LARGEST
 # %% ../../nbs/benchmark/02_music.ipynb #2786ee60
 NOTE_OFF, SHIFT, VELOCITY, END, PAD, VOCABULARY = 128, 256, 356, 388, 389, 390
 
-# %% ../../nbs/benchmark/02_music.ipynb #630ccd98
+# %% ../../nbs/benchmark/02_music.ipynb #8e432860
 class Note(NamedTuple):
     """A key that was struck; `pretty_midi.Note` has the same names."""
 
@@ -33,14 +33,14 @@ class Note(NamedTuple):
     start: float
     end: float
 
-
+# %% ../../nbs/benchmark/02_music.ipynb #2f3c1f23
 class Pedal(NamedTuple):
     """A stretch of time, in seconds, in which the pedal was down."""
 
     down: float
     up: float
 
-
+# %% ../../nbs/benchmark/02_music.ipynb #1a243467
 def pedals(controls: Iterable[Any]) -> list[Pedal]:
     """Stretches in which the pedal was down.
 
@@ -93,7 +93,7 @@ def sustained(notes: Iterable[Any], held: Iterable[Pedal]) -> list[Note]:
         rest = rest if reached is None else rest[reached:]
     return sorted(apart + ringing, key=lambda note: note.start)
 
-# %% ../../nbs/benchmark/02_music.ipynb #2d16b276
+# %% ../../nbs/benchmark/02_music.ipynb #b92d9d0a
 class _Event(NamedTuple):
     """The start or the end of a note; only a start has a velocity."""
 
@@ -124,7 +124,7 @@ def encode(notes: Iterable[Note]) -> list[int]:
         before = event
     return tokens
 
-
+# %% ../../nbs/benchmark/02_music.ipynb #28e5a81f
 def note_tokens(notes: Iterable[Any], controls: Iterable[Any]) -> list[int]:
     """Tokens of an instrument's notes and pedal.
 

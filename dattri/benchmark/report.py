@@ -47,7 +47,7 @@ def read_scores(file: str | os.PathLike) -> torch.Tensor | np.ndarray:
         raise ValueError(f"scores: {path} holds {type(found).__name__}; expected one tensor or array, as torch.save or numpy.save write it")
     return found.detach() if isinstance(found, torch.Tensor) else found
 
-# %% ../../nbs/benchmark/08_report.ipynb #71bef93a
+# %% ../../nbs/benchmark/08_report.ipynb #0509fde4
 class Report(NamedTuple):
     """What was found, as text, one number, and a picture (a `matplotlib.figure.Figure`)."""
 
@@ -55,7 +55,7 @@ class Report(NamedTuple):
     value: float
     figure: Any
 
-
+# %% ../../nbs/benchmark/08_report.ipynb #3ef497a1
 def report(metric: str, score: Any, ground_truth: Any, *, num_train: int | None = None) -> Report:
     """Judge scores with a metric.
 

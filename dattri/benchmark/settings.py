@@ -189,7 +189,7 @@ class Setting:
             placed[name] = replace(function, device=device)
         return replace(self, **placed)
 
-# %% ../../nbs/benchmark/05_settings.ipynb #534c0e59
+# %% ../../nbs/benchmark/05_settings.ipynb #d936e6cb
 _REGISTRY: dict[tuple[str, str], Setting] = {}
 
 
@@ -217,7 +217,7 @@ def register_setting(setting: Setting, *, replace: bool = False) -> None:
         raise ValueError(f"setting: {key[0]!r} on {key[1]!r} is registered already; pass replace=True to replace it")
     _REGISTRY[key] = setting
 
-
+# %% ../../nbs/benchmark/05_settings.ipynb #057b33d2
 def find_setting(model: str, dataset: str) -> Setting:
     """The setting of a model on a data set.
 
@@ -236,7 +236,7 @@ def find_setting(model: str, dataset: str) -> Setting:
     known = ", ".join(f"({left!r}, {right!r})" for left, right in sorted(_REGISTRY, key=likeness))
     raise ValueError(f"model, dataset: there is no setting ({model!r}, {dataset!r}); expected one of {known}")
 
-# %% ../../nbs/benchmark/05_settings.ipynb #29770c43
+# %% ../../nbs/benchmark/05_settings.ipynb #964e5f9e
 class SettingTable:
     """Settings as a table, in a terminal and in a notebook."""
 
@@ -275,7 +275,7 @@ class SettingTable:
         ]
         return f"<table>{''.join(lines)}</table>"
 
-
+# %% ../../nbs/benchmark/05_settings.ipynb #99773329
 def list_benchmarks() -> SettingTable:
     """All registered settings; iterating gives their records."""
     return SettingTable(list(_REGISTRY.values()))

@@ -23,7 +23,7 @@ from ..model_util.stack import check_settings, new_model
 # %% auto #0
 __all__ = ['block_loss', 'last_token_loss', 'next_token_loss', 'cosine', 'decay_matrices', 'SequenceTrainer']
 
-# %% ../../nbs/benchmark/04_training.ipynb #512bd883
+# %% ../../nbs/benchmark/04_training.ipynb #fc95976b
 def block_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Mean cross entropy of each block.
 
@@ -42,12 +42,12 @@ def block_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     losses = cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
     return losses.view(targets.shape).mean(1)
 
-
+# %% ../../nbs/benchmark/04_training.ipynb #a3548f1a
 def last_token_loss(logits: torch.Tensor, targets: torch.Tensor, pad: int = 389) -> torch.Tensor:
     """Cross entropy at the last position of each block, 0 where the target is `pad`; arguments as for `block_loss`."""
     return cross_entropy(logits[:, -1], targets[:, -1], ignore_index=pad, reduction="none")
 
-
+# %% ../../nbs/benchmark/04_training.ipynb #1847b18c
 def next_token_loss(outputs: Any, tokens: torch.Tensor) -> torch.Tensor:
     """Mean cross entropy of each block for a language model of `transformers`.
 

@@ -340,7 +340,7 @@ def lds(score: Any, ground_truth: tuple[torch.Tensor, torch.Tensor]) -> Correlat
     predicted, actual, dtype = _predicted_and_actual(score, ground_truth)
     return _finish(_spearman(predicted, actual), len(actual), dtype, "subsets", pvalue_of_two=np.nan)
 
-# %% ../../nbs/metric/01_correlation.ipynb #49a449ab
+# %% ../../nbs/metric/01_correlation.ipynb #274a7b9c
 class MeanInterval(NamedTuple):
     """Mean over test samples and the interval it lies in with the given confidence."""
 
@@ -348,7 +348,7 @@ class MeanInterval(NamedTuple):
     low: float
     high: float
 
-
+# %% ../../nbs/metric/01_correlation.ipynb #8cd93fff
 def lds_interval(
     score: Any, ground_truth: tuple[torch.Tensor, torch.Tensor], *, confidence: float = 0.95
 ) -> MeanInterval:

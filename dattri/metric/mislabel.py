@@ -14,7 +14,7 @@ import torch
 # %% auto #0
 __all__ = ['RocCurve', 'MislabelDetection', 'mislabel_detection_auc']
 
-# %% ../../nbs/metric/02_mislabel.ipynb #e1360b3d
+# %% ../../nbs/metric/02_mislabel.ipynb #55b9a4b1
 class RocCurve(NamedTuple):
     """Rates over all thresholds, from none inspected to all, float64 tensors of the same length."""
 
@@ -22,7 +22,7 @@ class RocCurve(NamedTuple):
     tpr: torch.Tensor
     thresholds: torch.Tensor
 
-
+# %% ../../nbs/metric/02_mislabel.ipynb #400b1d84
 class MislabelDetection(NamedTuple):
     """Area under the ROC curve, a float, and the curve."""
 

@@ -27,7 +27,7 @@ except ImportError:  # Windows: leftovers of killed processes stay, everything e
 __all__ = ['whole_file', 'write_whole', 'sweep', 'cpu_state', 'nonfinite_names', 'to_bytes', 'looks_whole', 'check_whole',
            'load_checkpoint']
 
-# %% ../../nbs/model_util/02_checkpoint.ipynb #c6aadcf7
+# %% ../../nbs/model_util/02_checkpoint.ipynb #d4a33659
 _PART = ".part"
 
 
@@ -99,7 +99,7 @@ def whole_file(path: Path, *, replace: bool = True) -> Iterator[BinaryIO]:
         message = f"cannot write the file ({error.strerror}); nothing that was finished before is lost"
         raise OSError(error.errno, message, str(path)) from error
 
-
+# %% ../../nbs/model_util/02_checkpoint.ipynb #8ac13d27
 def write_whole(path: Path, data: bytes, *, replace: bool = True) -> None:
     """Write `data` to `path` so that the file appears whole or not at all; see `whole_file`."""
     with whole_file(path, replace=replace) as file:
@@ -114,7 +114,7 @@ def sweep(folder: Path) -> None:
                 if _lock(file):
                     (folder / part).unlink(missing_ok=True)
 
-# %% ../../nbs/model_util/02_checkpoint.ipynb #2310916f
+# %% ../../nbs/model_util/02_checkpoint.ipynb #eb194b34
 def cpu_state(model: nn.Module) -> dict[str, Any]:
     """State dict of `model` with every tensor on the CPU and in a storage of its own size."""
     state = model.state_dict()
@@ -125,25 +125,25 @@ def cpu_state(model: nn.Module) -> dict[str, Any]:
             state[name] = tensor if whole else tensor.clone()
     return state
 
-
+# %% ../../nbs/model_util/02_checkpoint.ipynb #9ba8ce66
 def nonfinite_names(state: dict[str, Any]) -> list[str]:
     """Names of the floating-point tensors in `state` that hold NaN or infinity."""
     tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
     return [n for n, t in tensors.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
 
-
+# %% ../../nbs/model_util/02_checkpoint.ipynb #0354b444
 def to_bytes(obj: Any) -> bytes:
     """What `torch.save` writes, independent of any file name."""
     buffer = io.BytesIO()
     torch.save(obj, buffer)
     return buffer.getvalue()
 
-# %% ../../nbs/model_util/02_checkpoint.ipynb #77c86005
+# %% ../../nbs/model_util/02_checkpoint.ipynb #64dd9ec1
 def looks_whole(path: str | Path) -> bool:
     """Whether the file is there and ends as a checkpoint ends."""
     return zipfile.is_zipfile(path)
 
-
+# %% ../../nbs/model_util/02_checkpoint.ipynb #5b612a82
 def check_whole(path: Path) -> bytes:
     """Content of a checkpoint whose every byte is as it was written.
 

@@ -84,7 +84,7 @@ class SharedOrderSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         return iter(self.order().tolist())
 
-# %% ../../nbs/model_util/00_loader.ipynb #17ec0619
+# %% ../../nbs/model_util/00_loader.ipynb #6f2299ac
 _KEPT = (
     "batch_size", "num_workers", "collate_fn", "pin_memory", "drop_last", "timeout", "worker_init_fn",
     "multiprocessing_context", "prefetch_factor", "persistent_workers", "pin_memory_device",
@@ -147,7 +147,7 @@ class LoaderRecipe:
                 "samples gives no batch at all; use drop_last=False, a smaller batch size or a larger subset"
             )
 
-
+# %% ../../nbs/model_util/00_loader.ipynb #f6714f3d
 def here(dataloader: DataLoader) -> DataLoader:
     """The loader, made to work in a worker process of joblib, whose own way of starting processes it cannot use."""
     inner = multiprocessing.current_process().name != "MainProcess"

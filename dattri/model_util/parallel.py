@@ -75,7 +75,7 @@ class Shared:
             self._here[self.key] = cloudpickle.loads(self.pickled if stored else sys.modules["ray"].get(self.pickled))
         return self._here[self.key]
 
-# %% ../../nbs/model_util/05_parallel.ipynb #3f30a6f9
+# %% ../../nbs/model_util/05_parallel.ipynb #b91b097d
 _Task = TypeVar("_Task")
 _Result = TypeVar("_Result")
 
@@ -103,7 +103,7 @@ def _engine(n_jobs: int | None) -> Parallel:
     except ValueError:
         return Parallel(n_jobs=n_jobs)
 
-
+# %% ../../nbs/model_util/05_parallel.ipynb #bde45b14
 def run_tasks(
     function: Callable[[_Task], _Result],
     tasks: Sequence[_Task],

@@ -19,7 +19,7 @@ from .seeds import derive_seed
 # %% auto #0
 __all__ = ['Task', 'check_int', 'LooPlan', 'LdsPlan', 'check_ratio', 'check_shard', 'check_partition']
 
-# %% ../../nbs/model_util/03_plan.ipynb #119c1004
+# %% ../../nbs/model_util/03_plan.ipynb #565198b6
 class Task(NamedTuple):
     """One model to train: its place in the directory and its seed."""
 
@@ -27,7 +27,7 @@ class Task(NamedTuple):
     run: int
     seed: int
 
-
+# %% ../../nbs/model_util/03_plan.ipynb #2001370a
 def check_int(name: str, value: Any, minimum: int) -> int:
     """`value` as an int of at least `minimum`; `ValueError` naming the argument otherwise."""
     try:
@@ -153,14 +153,14 @@ class LdsPlan:
         """What error messages call the model."""
         return f"subset {task.group}, run {task.run} (seed {task.seed})"
 
-# %% ../../nbs/model_util/03_plan.ipynb #7947a7f1
+# %% ../../nbs/model_util/03_plan.ipynb #113ff5b1
 def check_ratio(subset_ratio: Any) -> float:
     """`subset_ratio` as a float; `ValueError` if it is no number."""
     if isinstance(subset_ratio, (str, bytes, bool)) or not hasattr(subset_ratio, "__float__"):
         raise ValueError(f"subset_ratio: expected a number in (0, 1], got {subset_ratio!r}")
     return float(subset_ratio)
 
-
+# %% ../../nbs/model_util/03_plan.ipynb #d1f10356
 def check_shard(num_subsets: int, start_id: int, total_num_subsets: int) -> tuple[int, int]:
     """Total number of subsets and the end of this shard, from the arguments of `retrain_lds`.
 
@@ -185,7 +185,7 @@ def check_shard(num_subsets: int, start_id: int, total_num_subsets: int) -> tupl
         )
     return total, start_id + num_subsets
 
-
+# %% ../../nbs/model_util/03_plan.ipynb #1a4988dd
 def check_partition(partition: tuple[int, int] | None) -> tuple[int, int]:
     """Number of a part and of all parts, (0, 1) for `None`; `ValueError` unless the one is below the other."""
     try:

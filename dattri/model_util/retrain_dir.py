@@ -38,7 +38,7 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 _MAP = {"loo": "map_index_dir", "lds": "subset_dir_map"}
 
-# %% ../../nbs/model_util/04_retrain_dir.ipynb #06790c20
+# %% ../../nbs/model_util/04_retrain_dir.ipynb #6e01f71c
 def describe(value: Any) -> str:
     """Text for an argument that is the same in every process."""
     if isinstance(value, Mapping):
@@ -59,14 +59,14 @@ def _shortened(text: str) -> str:
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     return text if len(text) <= 200 else f"{text[:160]}... (sha256 {digest})"
 
-
+# %% ../../nbs/model_util/04_retrain_dir.ipynb #d60f365a
 def function_name(function: Any) -> str:
     """Name of a function, or of the class of a callable object; for partials, that of what they wrap."""
     while isinstance(function, partial):
         function = function.func
     return getattr(function, "__name__", type(function).__name__)
 
-
+# %% ../../nbs/model_util/04_retrain_dir.ipynb #5029dc9d
 def function_arguments(function: Any) -> dict[str, Any]:
     """Arguments that a training function carries with it: those of partials, and of objects that name theirs."""
     if isinstance(function, partial):
@@ -74,7 +74,7 @@ def function_arguments(function: Any) -> dict[str, Any]:
         return {**function_arguments(function.func), **given, **function.keywords}
     return function.plan_arguments() if hasattr(function, "plan_arguments") else {}
 
-# %% ../../nbs/model_util/04_retrain_dir.ipynb #1e77209c
+# %% ../../nbs/model_util/04_retrain_dir.ipynb #377163bf
 def plan_metadata(
     plan: LooPlan | LdsPlan, recipe: LoaderRecipe, train_func: Any, train_kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def plan_metadata(
     sizes = {key: getattr(plan, key) for key in ("num_subsets", "subset_ratio", "num_runs_per_subset")}
     return {**head, **sizes, **common, "subset_dir_map": _standard_map(plan)}
 
-
+# %% ../../nbs/model_util/04_retrain_dir.ipynb #68b5da6e
 def samples_digest(recipe: LoaderRecipe) -> str:
     """Digest of which samples a run is about, and, where they lie in tensors, of the samples themselves."""
     digest = hashlib.sha256(recipe.sample_indices.astype("<i8").tobytes())
@@ -120,7 +120,7 @@ def _standard_map(plan: LooPlan | LdsPlan) -> dict[int, str]:
         return {index: f"./index_{index}" for index in plan.indices}
     return {subset: f"./{subset}" for subset in range(plan.num_subsets)}
 
-
+# %% ../../nbs/model_util/04_retrain_dir.ipynb #1d40f654
 def plan_of(metadata: Mapping[str, Any]) -> LooPlan | LdsPlan:
     """The plan a `metadata.yml` of this format describes."""
     if metadata["mode"] == "loo":
@@ -200,14 +200,14 @@ def _check_format(file: Path, metadata: dict[str, Any]) -> None:
             resolve_inside(file.parent, folder)
         raise _unreadable(file, f"`{_MAP[metadata['mode']]}` is cut off or was edited")
 
-# %% ../../nbs/model_util/04_retrain_dir.ipynb #c310b6a3
+# %% ../../nbs/model_util/04_retrain_dir.ipynb #f7d8272c
 def checked_path(path: str | os.PathLike) -> Path:
     """Absolute path of the directory: workers may have another working directory."""
     if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
         raise ValueError(f"path: expected the name of a directory, got {path!r}")
     return Path(path).expanduser().absolute()
 
-
+# %% ../../nbs/model_util/04_retrain_dir.ipynb #d6c70b0c
 def resolve_inside(path: Path, folder: Any) -> Path:
     """Folder that `metadata.yml` names, relative to `path` or as it is; `ValueError` if it lies outside `path`."""
     root = path.resolve()
@@ -312,7 +312,7 @@ class RetrainDir:
             raise ValueError(f"{file} was edited or is cut off. Delete the folder {file.parent} and retrain the subset.")
         return positions
 
-# %% ../../nbs/model_util/04_retrain_dir.ipynb #e423aea5
+# %% ../../nbs/model_util/04_retrain_dir.ipynb #e49a7e37
 _NOT_COMPARED = ("dattri", "numpy", "torch", "subset_dir_map", "map_index_dir")
 
 
@@ -359,7 +359,7 @@ def _group_folders(path: Path) -> list[Path]:
     """Folders in `path` that are named like those of this format."""
     return [entry for entry in path.iterdir() if re.fullmatch(r"(index_)?\d+", entry.name) and entry.is_dir()]
 
-
+# %% ../../nbs/model_util/04_retrain_dir.ipynb #d023ff1a
 def start(
     path: Path,
     metadata_for: Callable[[int], dict[str, Any]],

@@ -167,7 +167,7 @@ class ModelStack:
                 hook.remove()
         return "model_fn", "the model"
 
-# %% ../../nbs/model_util/07_stack.ipynb #5229d1b6
+# %% ../../nbs/model_util/07_stack.ipynb #587917f8
 def check_settings(model_fn: Any, loss_fn: Any, device: Any, max_models: Any) -> None:
     """`TypeError` or `ValueError` naming the argument that cannot be right."""
     if isinstance(model_fn, nn.Module) or not callable(model_fn):
@@ -185,7 +185,7 @@ def check_settings(model_fn: Any, loss_fn: Any, device: Any, max_models: Any) ->
     if max_models != "auto":
         check_int("max_models", max_models, 1)
 
-
+# %% ../../nbs/model_util/07_stack.ipynb #f08d5ebb
 def tensors_of(batch: Any, name: str) -> tuple[torch.Tensor, ...]:
     """A batch as a tuple of tensors; `TypeError` naming the argument it comes from if it is something else."""
     if not isinstance(batch, (tuple, list)) or not all(isinstance(part, torch.Tensor) for part in batch):
@@ -195,7 +195,7 @@ def tensors_of(batch: Any, name: str) -> tuple[torch.Tensor, ...]:
         )
     return tuple(batch)
 
-
+# %% ../../nbs/model_util/07_stack.ipynb #da9d7fba
 def new_model(model_fn: Callable[[], nn.Module], seed: int | None, device: Any) -> nn.Module:
     """What `model_fn` makes under a seed, on a device; `TypeError` if that is no module, `ValueError` if there is no such device."""
     with nullcontext() if seed is None else seeded(seed):

@@ -70,7 +70,7 @@ def gpt2(pretrained: bool = True, **config: Any) -> nn.Module:
         return _fetched(transformers.GPT2LMHeadModel.from_pretrained, use_safetensors=True, **config)
     return transformers.GPT2LMHeadModel(transformers.GPT2Config(**config))
 
-# %% ../../../nbs/benchmark/models/04_gpt2.ipynb #5613c783
+# %% ../../../nbs/benchmark/models/04_gpt2.ipynb #4712e528
 def read_parquet_texts(file: str | os.PathLike) -> list[str]:
     """The column "text" of a Parquet file; `ImportError` without `pyarrow`, `ValueError` if there is no such column."""
     parquet = _imported("pyarrow.parquet")
@@ -79,7 +79,7 @@ def read_parquet_texts(file: str | os.PathLike) -> list[str]:
         raise ValueError(f'file: expected a column "text", {os.fspath(file)} has {", ".join(columns)}')
     return parquet.read_table(file, columns=["text"])["text"].to_pylist()
 
-
+# %% ../../../nbs/benchmark/models/04_gpt2.ipynb #824e6e75
 def text_tokenizer() -> Callable[..., Any]:
     """The tokenizer of GPT-2, downloaded at the first call."""
     return _fetched(_imported("transformers").AutoTokenizer.from_pretrained)
@@ -87,7 +87,7 @@ def text_tokenizer() -> Callable[..., Any]:
 
 _ROWS = 1000
 
-
+# %% ../../../nbs/benchmark/models/04_gpt2.ipynb #c60969b0
 def wikitext_blocks(texts: list[str], tokenizer: Callable[..., Any], length: int = 512) -> TensorDataset:
     """Texts as blocks of tokens: inputs, and the same again as targets.
 
