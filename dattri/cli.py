@@ -115,7 +115,7 @@ def load(
     shapes = [tuple(tensor.shape) for tensor in (truth if isinstance(truth, tuple) else [truth])]
     typer.echo(f"ground truth ({metric}): {' and '.join(map(str, shapes))}")
 
-# %% ../nbs/cli.ipynb #3bec3d47
+# %% ../nbs/cli.ipynb #31a10819
 @app.command()
 def evaluate(
     scores: Annotated[Path, typer.Option(help="Scores, a .pt or .npy file: (num_train, num_test); for mislabel (num_train,).")],
