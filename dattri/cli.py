@@ -19,7 +19,7 @@ import typer
 __all__ = ['app', 'Model', 'Dataset', 'Metric', 'Home', 'Device', 'Jobs', 'Overwrite', 'Redownload', 'main', 'demo',
            'list_settings', 'load', 'evaluate', 'retrain', 'build', 'publish']
 
-# %% ../nbs/cli.ipynb #3454c385
+# %% ../nbs/cli.ipynb #d518019d
 app = typer.Typer(help="Is your training-data attribution right? Retrain, measure, and know.", no_args_is_help=True)
 
 
@@ -35,7 +35,10 @@ def _import_module(name: str | None) -> None:
     if name:
         sys.path.insert(0, str(Path.cwd()))
         with _one_line_errors():
-            importlib.import_module(name.removesuffix(".py"))
+            try:
+                importlib.import_module(name.removesuffix(".py"))
+            except Exception as error:  # whatever a module of the user raises
+                raise ImportError(f"--import {name}: {type(error).__name__}: {error} (looked in {Path.cwd()} first)") from error
 
 
 @contextmanager
@@ -46,6 +49,9 @@ def _one_line_errors() -> Iterator[None]:
     except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
         typer.secho(f"Error: {error}", err=True, fg="red")
         raise typer.Exit(1) from error
+    except KeyboardInterrupt as error:
+        typer.secho("Interrupted. What is finished is kept: the same command goes on from there.", err=True)
+        raise typer.Exit(130) from error
 
 
 @app.callback()

@@ -144,6 +144,7 @@ def test_a_pickle_runs_nothing(tmp_path):
         (pickle.dumps([1, 2.0]), "got 2.0 at position 1"),
         (pickle.dumps([1, [2]]), r"got \[2\] at position 1"),
         (pickle.dumps([1, 2])[:-1], "cannot be read"),
+        (b"\x80\x02]r\x00\x00\xff\x7fK\x01a.", "it asks for 2147418112 places"),
         (b"read me", "cannot be read"),
         (b"", "cannot be read"),
     ],
@@ -158,6 +159,12 @@ def test_a_member_too_large_is_not_read(tmp_path):
     large = pickle.dumps([1] * (music.LARGEST_PIECE // 2 + 1))
     with pytest.raises(ValueError, match=rf"piece_0: .* got {len(large)} bytes, which is more than 16777216"):
         music.generated_pieces(zipped(tmp_path / "a.zip", {"piece_0": large}))
+
+
+def test_pieces_too_large_together_are_not_read(tmp_path):
+    large = pickle.dumps([1] * (music.LARGEST_PIECE // 2 - 100_000))
+    with pytest.raises(ValueError, match=r"a\.zip: .* got \d+ bytes, which is more than 67108864"):
+        music.generated_pieces(zipped(tmp_path / "a.zip", {f"piece_{number}": large for number in range(5)}))
 
 
 def test_a_damaged_archive_is_named(tmp_path):

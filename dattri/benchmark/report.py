@@ -55,7 +55,7 @@ class Report(NamedTuple):
     value: float
     figure: Any
 
-# %% ../../nbs/benchmark/08_report.ipynb #3ef497a1
+# %% ../../nbs/benchmark/08_report.ipynb #c4b16855
 def report(metric: str, score: Any, ground_truth: Any, *, num_train: int | None = None) -> Report:
     """Judge scores with a metric.
 
@@ -84,8 +84,13 @@ def report(metric: str, score: Any, ground_truth: Any, *, num_train: int | None 
     kinds = {"lds": _lds_report, "loo": _loo_report, "mislabel": _mislabel_report}
     if metric not in kinds:
         raise ValueError(f"metric: expected one of {', '.join(kinds)}, got {metric!r}")
-    if num_train not in (None, len(score)):
-        raise ValueError(f"score: expected one row for each of the {num_train} training samples, got shape {tuple(score.shape)}")
+    score = score.detach() if isinstance(score, torch.Tensor) else score if isinstance(score, np.ndarray) else torch.tensor(score)
+    if score.ndim == 0 or num_train not in (None, len(score)):
+        hint = "; it looks transposed, pass score.T" if score.ndim == 2 and score.shape[1] == num_train else ""
+        rows = "the training samples" if num_train is None else f"the {num_train} training samples"
+        raise ValueError(f"score: expected one row for each of {rows}, got shape {tuple(score.shape)}{hint}")
+    if isinstance(ground_truth, tuple) != (metric != "mislabel"):
+        raise ValueError(f"ground_truth: {type(ground_truth).__name__} is not that of {metric}; expected the second result of load_benchmark")
     return kinds[metric](score, ground_truth)
 
 
@@ -121,7 +126,7 @@ def _draw_correlations(each: torch.Tensor, what: str, predicted: torch.Tensor, a
     left.hist(known, bins=40, range=(min(-0.2, known.min(initial=0)), 1))
     left.axvline(0, color="0.5", linewidth=1)
     left.set(xlabel=f"{what} of a test sample", ylabel="test samples", title="Is the order right?")
-    right.scatter(predicted.cpu(), actual.cpu(), s=12)
+    right.scatter(predicted, actual, s=12)
     right.set(xlabel=labels[0], ylabel=labels[1], title="A typical test sample")
     return figure
 
@@ -131,10 +136,15 @@ def _typical(each: torch.Tensor) -> int:
     known = (~each.isnan()).nonzero().flatten()
     return int(known[each[known].argsort()[len(known) // 2]]) if len(known) else 0
 
-# %% ../../nbs/benchmark/08_report.ipynb #9bdad5bc
+# %% ../../nbs/benchmark/08_report.ipynb #74d74008
 def _column(score: Any, column: int) -> torch.Tensor:
-    """A column of a matrix, wherever it lies."""
-    return torch.as_tensor(np.array(score[:, column]) if isinstance(score, np.ndarray) else score[:, column])
+    """A column of a matrix, wherever it lies, on the CPU."""
+    return torch.as_tensor(np.array(score[:, column]) if isinstance(score, np.ndarray) else score[:, column]).detach().cpu().double()
+
+
+def _indices(ground_truth: Any) -> torch.Tensor:
+    """Positions of training samples, int64, on the CPU."""
+    return torch.as_tensor(ground_truth[1]).cpu().long()
 
 
 def _lds_report(score: Any, ground_truth: Any) -> Report:
@@ -146,9 +156,9 @@ def _lds_report(score: Any, ground_truth: Any) -> Report:
         f"{_spread(each)}\n{len(ground_truth[0])} subsets of {ground_truth[1].shape[1]} training samples"
     )
     sample = _typical(each)
-    predicted = _column(score, sample)[ground_truth[1].to(each.device)].sum(1)
+    predicted = _column(score, sample)[_indices(ground_truth)].sum(1)
     axes = ("sum of the scores in a subset", "minus loss after retraining on it")
-    return Report(summary, interval.mean, _draw_correlations(each, "LDS", predicted, ground_truth[0][:, sample], axes))
+    return Report(summary, interval.mean, _draw_correlations(each, "LDS", predicted, _column(ground_truth[0], sample), axes))
 
 
 def _loo_report(score: Any, ground_truth: Any) -> Report:
@@ -157,34 +167,34 @@ def _loo_report(score: Any, ground_truth: Any) -> Report:
     mean = float(each.nanmean())
     summary = f"LOO correlation {mean:.3f}{_known(each)}\n{_spread(each)}\n{len(ground_truth[1])} training samples left out, one at a time"
     sample = _typical(each)
-    predicted = _column(score, sample)[ground_truth[1].to(each.device)]
+    predicted = _column(score, sample)[_indices(ground_truth)]
     axes = ("score of a training sample", "loss after retraining without it")
-    return Report(summary, mean, _draw_correlations(each, "LOO correlation", predicted, ground_truth[0][:, sample], axes))
+    return Report(summary, mean, _draw_correlations(each, "LOO correlation", predicted, _column(ground_truth[0], sample), axes))
 
 
 def _mislabel_report(score: Any, ground_truth: Any) -> Report:
     """AUC of finding wrong labels, and how much must be looked at."""
-    own = torch.as_tensor(np.array(score) if isinstance(score, np.ndarray) else score)
     num_train = len(ground_truth)
-    if own.shape == (num_train, num_train):
-        own = own.diagonal()
+    own = score.diagonal() if score.shape == (num_train, num_train) else score
+    own = torch.as_tensor(np.array(own) if isinstance(own, np.ndarray) else own)
     if own.shape != (num_train,):
         raise ValueError(
             f"score: expected the self-attribution of the training samples, shape ({num_train},), or a matrix ({num_train}, "
             f"{num_train}) of training samples for training samples, got {tuple(own.shape)}"
         )
     found = mislabel_detection_auc(own, ground_truth)
-    order = ground_truth.to(own.device)[own.double().argsort(descending=True)].cumsum(0).cpu()
-    wrong = int(order[-1])
-    needed = int((order >= 0.9 * wrong).nonzero()[0]) + 1
+    fpr, tpr = (part.double().cpu().numpy() for part in (found.curve.fpr, found.curve.tpr))
+    wrong = int(torch.as_tensor(ground_truth).sum())
+    inspected = (wrong * tpr + (num_train - wrong) * fpr) / num_train  # of samples with one score any may come first
+    needed = float(np.interp(0.9, tpr, inspected))
     summary = (
         f"mislabel AUC {found.auc:.3f}\n{wrong} of {num_train} labels are wrong; nine tenths of them are found among the first "
-        f"{needed} samples ({needed / num_train:.0%})"
+        f"{needed * num_train:.0f} samples ({needed:.0%})"
     )
     figure, left, right = _figure()
-    left.plot(found.curve.fpr.cpu(), found.curve.tpr.cpu())
+    left.plot(fpr, tpr)
     left.plot([0, 1], [0, 1], color="0.7", linewidth=1)
     left.set(xlabel="right labels inspected", ylabel="wrong labels found", title=f"AUC {found.auc:.3f}")
-    right.plot(torch.arange(1, num_train + 1) / num_train, order / wrong)
+    right.plot(inspected, tpr)
     right.set(xlabel="training samples inspected", ylabel="wrong labels found", title="How much has to be looked at?")
     return Report(summary, found.auc, figure)

@@ -36,8 +36,8 @@ from ..model_util.target import EnsembleTarget
 # %% auto #0
 __all__ = ['Setting', 'register_setting', 'find_setting', 'SettingTable', 'list_benchmarks']
 
-# %% ../../nbs/benchmark/05_settings.ipynb #c1cf13e4
-_NOT_DESCRIBED = {"model", "dataset", "create_model", "metrics", "repo_id", "revision"}  # names, and where files are
+# %% ../../nbs/benchmark/05_settings.ipynb #741d96ff
+_NOT_DESCRIBED = {"create_model", "metrics", "repo_id", "revision"}  # the functions make models; and where files are
 _ONLY_FOR = {"num_subsets": "lds", "num_runs": "lds", "num_removed": "loo", "flipped": "mislabel"}  # parts that depend on them
 
 
@@ -59,7 +59,8 @@ class Setting:
     create_model : callable
         Makes an untrained model.
     create_datasets : callable
-        ``create_datasets(folder)``: training and test data; downloads go to the folder.
+        ``create_datasets(folder)``: training and test data; downloads go to the folder. That the samples are still the
+        same is checked where they lie in a `TensorDataset`.
     train_func : callable
         Trains a model on a loader, as for `retrain_lds`; an `EnsembleTrainer` where the model allows.
     target_func : callable
@@ -110,19 +111,22 @@ class Setting:
             function = getattr(self, name)
             if isinstance(function, nn.Module) or not callable(function):
                 raise TypeError(f"{name}: expected a function, got {type(function).__name__}")
-        for name in ("train_size", "test_size", "batch_size", "num_full", "num_half", "num_subsets", "num_runs"):
+        for name in ("train_size", "test_size", "batch_size", "num_full", "num_half", "num_runs"):
             check_int(name, getattr(self, name), 1)
+        check_int("num_subsets", self.num_subsets, 2)  # one is no order
         for name in ("model", "dataset"):
             if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", getattr(self, name)):
                 raise ValueError(f"{name}: expected letters, digits, '.', '-' and '_', for files are named so; got {getattr(self, name)!r}")
         check_int("seed", self.seed, 0)
-        if self.num_removed is not None and check_int("num_removed", self.num_removed, 1) > self.train_size:
+        if self.num_removed is not None and check_int("num_removed", self.num_removed, 2) > self.train_size:
             raise ValueError(f"num_removed: expected at most train_size={self.train_size}, got {self.num_removed}")
         if not 0 < self.flipped < 1:
             raise ValueError(f"flipped: expected a share of the labels, in (0, 1), got {self.flipped!r}")
         unknown = [metric for metric in self.metrics if metric not in TENSORS]
         if isinstance(self.metrics, str) or unknown or not self.metrics:
             raise ValueError(f'metrics: expected a tuple of {", ".join(TENSORS)}, such as ("lds",), got {self.metrics!r}')
+        if "mislabel" in self.metrics and int(self.flipped * self.train_size) == 0:
+            raise ValueError(f"flipped: {self.flipped!r} of {self.train_size} training samples is less than one; expected a larger share")
 
     @property
     def name(self) -> str:
@@ -167,9 +171,9 @@ class Setting:
         found = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in left_out}
         for name in ("train_func", "target_func"):
             function = found.pop(name)
-            arguments = {"": function_name(function), **function_arguments(function)}
-            found |= {f"{name} {argument}".strip(): value for argument, value in arguments.items()}
-        return {name: describe(value) for name, value in found.items()}
+            found[name] = function_name(function)
+            found |= {f"{name} {argument}": describe(value) for argument, value in function_arguments(function).items()}
+        return {name: value if isinstance(value, str) else describe(value) for name, value in found.items()}
 
     def on(self, device: torch.device | str | None) -> Setting:
         """The same setting, trained and judged on a device; None leaves it where it is.
@@ -280,7 +284,7 @@ def list_benchmarks() -> SettingTable:
     """All registered settings; iterating gives their records."""
     return SettingTable(list(_REGISTRY.values()))
 
-# %% ../../nbs/benchmark/05_settings.ipynb #ab6b4835
+# %% ../../nbs/benchmark/05_settings.ipynb #edb1c243
 def _classifier(model_fn: Callable[[], nn.Module], *, num_epochs: int, batch_size: int, **sgd: Any) -> dict[str, Any]:
     """How a classifier is made, trained with SGD and judged by its cross entropy."""
     optimizer = partial(torch.optim.SGD, **sgd)

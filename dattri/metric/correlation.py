@@ -348,7 +348,7 @@ class MeanInterval(NamedTuple):
     low: float
     high: float
 
-# %% ../../nbs/metric/01_correlation.ipynb #8cd93fff
+# %% ../../nbs/metric/01_correlation.ipynb #68dca1e3
 def lds_interval(
     score: Any, ground_truth: tuple[torch.Tensor, torch.Tensor], *, confidence: float = 0.95
 ) -> MeanInterval:
@@ -378,12 +378,13 @@ def lds_interval(
         others = torch.arange(count, device=actual.device) != left_out
         means.append(_spearman(predicted[others][:, kept], actual[others][:, kept]).nanmean())
     jackknife = (count - 1) / count * (torch.stack(means) - torch.stack(means).mean()).square().sum()
-    variance = jackknife + all_values[kept].var() / kept.sum()
+    spread = all_values[kept].var() if kept.sum() > 1 else jackknife * torch.nan
+    variance = jackknife + spread / kept.sum()
     mean = float(all_values[kept].mean())
     width = float(scipy.special.ndtri((1 + confidence) / 2) * variance.sqrt())
-    return MeanInterval(mean, mean - width, mean + width)
+    return MeanInterval(mean, max(mean - width, -1.0), min(mean + width, 1.0))
 
-# %% ../../nbs/metric/01_correlation.ipynb #991d83c6
+# %% ../../nbs/metric/01_correlation.ipynb #eb28b66c
 def _column_sums(x: Any, x_rows: torch.Tensor | None, y: torch.Tensor) -> torch.Tensor:
     """Column sums of x, y, xy, xx, yy, shifted by the means of the first block; float64, shape (5, num_columns)."""
     block_bytes = 2**21 if y.device.type == "cpu" else 2**28  # a block that stays in the cache
@@ -434,7 +435,7 @@ def _careful_pearson(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         products *= centred / torch.linalg.vector_norm(centred, dim=0)
     return products.sum(0).masked_fill(constant, torch.nan)
 
-# %% ../../nbs/metric/01_correlation.ipynb #56ace2d4
+# %% ../../nbs/metric/01_correlation.ipynb #0da59d24
 def loo_corr(score: Any, ground_truth: tuple[torch.Tensor, torch.Tensor]) -> Correlation:
     """Leave-one-out correlation: do scores say how much the target changes when a sample is removed?
 

@@ -69,7 +69,7 @@ def _checked(values: Any, num_test: int, name: str) -> torch.Tensor:
         )
     return values if values.is_floating_point() else values.double()
 
-# %% ../../nbs/metric/00_ground_truth.ipynb #3fb159a3
+# %% ../../nbs/metric/00_ground_truth.ipynb #27ce38b7
 def evaluate_checkpoints(
     target_func: Any, files: Sequence[Path], dataloader: DataLoader, given: Callable[[Path], Any] = str
 ) -> list[torch.Tensor]:
@@ -115,8 +115,9 @@ class _Evaluation:
         units = in_units(keys, self.target_func.group_size() if many else 1)
         description = f"evaluating ({self.directory.metadata['mode']})"
         groups = run_tasks(self, units, n_jobs=n_jobs, description=description, sizes=[len(unit) for unit in units])
-        found = dict(pair for group in groups for pair in group)
-        return torch.stack([found[key] for key in keys])
+        with torch.inference_mode(False):  # so that the result can be used in any way
+            found = dict(pair for group in groups for pair in group)
+            return torch.stack([found[key] for key in keys])
 
 # %% ../../nbs/metric/00_ground_truth.ipynb #3f11730d
 class GroundTruth(NamedTuple):

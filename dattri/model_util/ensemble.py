@@ -107,7 +107,7 @@ def _epoch_orders(
         order = torch.stack([drawn[seed] for seed in seeds])
         yield order[chosen.gather(1, order)].view_as(positions)
 
-# %% ../../nbs/model_util/08_ensemble.ipynb #8223a525
+# %% ../../nbs/model_util/08_ensemble.ipynb #bb3a4de8
 @dataclass(frozen=True)
 class EnsembleTrainer:
     """A training function that trains many models as one.
@@ -168,9 +168,15 @@ class EnsembleTrainer:
             check_int("batch_size", self.batch_size, 1)
 
     def __call__(self, dataloader: DataLoader, seed: int | None = None, *, device: Any = None) -> nn.Module:
-        """Train one model on the batches of a loader, in the loader's order."""
+        """Train one model on the batches of a loader, in the loader's order.
+
+        The seed draws its initial weights, what dropout draws, and the order, unless the loader has a generator of its own.
+        """
+        if seed is not None:
+            with seeded(seed):
+                return self(dataloader, device=device)
         self._check_batch_size(dataloader.batch_size)
-        model = self._new_model(seed, device)
+        model = self._new_model(None, device)
         device = next(model.parameters()).device
         optimizer = self.optimizer(model.parameters())
         scheduler = self.scheduler(optimizer) if self.scheduler else None

@@ -92,7 +92,7 @@ def _train(train_func: Callable, dataloader: DataLoader, seed: int, kwargs: dict
         )
     return model
 
-# %% ../../nbs/model_util/06_retrain.ipynb #9d5c83a5
+# %% ../../nbs/model_util/06_retrain.ipynb #1c7acfaf
 @dataclass(frozen=True)
 class TrainJob:
     """Trains the models of a unit of tasks and saves those that are missing; returns warnings for the user."""
@@ -122,8 +122,9 @@ class TrainJob:
             if isinstance(self.plan, LdsPlan):
                 self.directory.write_indices(task.group, self.plan.positions(task))
         train = self._train_group if hasattr(self.train_func, "train_many") else self._train_each
-        trained = train(unit, kwargs)
-        return [message for task, model in trained if task in wanted for message in self._save(task, model)]
+        with torch.inference_mode(False), torch.enable_grad():  # whatever the caller is in
+            trained = train(unit, kwargs)
+            return [message for task, model in trained if task in wanted for message in self._save(task, model)]
 
     def _train_each(self, unit: Sequence[Task], kwargs: dict[str, Any]) -> Iterator[tuple[Task, nn.Module]]:
         """Models of a plain training function, one after the other."""
@@ -190,7 +191,7 @@ def _save_module(file: Path, model: nn.Module) -> list[str]:
             return [f"the module itself was saved but will not be loaded again ({error}); {remedy}"]
     return []
 
-# %% ../../nbs/model_util/06_retrain.ipynb #3aabc891
+# %% ../../nbs/model_util/06_retrain.ipynb #c5b9fabb
 _log = logging.getLogger(__name__)
 
 
@@ -202,7 +203,8 @@ def _run(job: TrainJob, tasks: Sequence[Task], n_jobs: int | None) -> None:
         warnings.warn(f"{file} is cut off; its model is trained again", stacklevel=4)
         file.unlink(missing_ok=True)
     done = len(tasks) - len(missing)
-    description = f"resuming: {done} of {len(tasks)} models found" if done else f"retraining {job.directory.path.name} ({job.plan.mode})"
+    name = job.directory.path.name
+    description = f"{name}: resuming: {done} of {len(tasks)} models found" if done else f"{name}: retraining"
     _log.info(description)
     open_tasks = set(missing)
     groups = _units(job, tasks)
