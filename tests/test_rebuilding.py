@@ -212,6 +212,17 @@ def test_within_a_mode_without_gradients(tmp_path, mode):
     assert not truth.values.is_inference() and not labels.is_inference()
 
 
+def test_with_a_default_device(tmp_path):
+    torch.set_default_device("meta")
+    try:
+        attributes, truth = load_setting(HERE, "lds", tmp_path)
+        assert torch.zeros(1).is_meta
+    finally:
+        torch.set_default_device(None)
+    tensors = [truth.values, *attributes["train_dataset"].tensors, *attributes["model"].parameters()]
+    assert not any(tensor.is_meta for tensor in tensors)
+
+
 def test_a_list_of_metrics_is_refused(tmp_path):
     for metric in (["lds"], ("lds",)):
         with pytest.raises(ValueError, match="points_lr has no ground truth for"):
