@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from dattri.benchmark import settings
 from dattri.benchmark.build import build_benchmark
 from dattri.benchmark.datasets import Datasets
-from dattri.benchmark.hub import HUB, commit_of, fetch_file, file_hash, publish_benchmark
+from dattri.benchmark.hub import HUB, commit_of, fetch_file, file_hash, load_stored, publish_benchmark
 from dattri.benchmark.load import load_benchmark
 from dattri.benchmark.models.gpt2 import CHECKPOINT, gpt2
 from dattri.benchmark.models.linear import LogisticRegression
@@ -527,6 +527,19 @@ def test_a_ground_truth_that_must_not_be_used(good, hub, tmp_path, what):
     assert in_place(tmp_path) == WHOLE[1:]
     hub.put(REPO, name, good[name])
     check_whole(tmp_path, redownload=True)
+
+
+def test_two_members_of_one_name(tmp_path):
+    """The reader may take either, so each is looked at."""
+    pickles = []
+    for content in (bytearray(8), torch.ones(1)):
+        with zipfile.ZipFile(io.BytesIO(to_bytes(content))) as archive:
+            pickles.append(archive.read("archive/data.pkl"))
+    with zipfile.ZipFile(tmp_path / "a.pt", "w") as both, pytest.warns(UserWarning, match="Duplicate name"):
+        for pickled in pickles:
+            both.writestr("archive/data.pkl", pickled)
+    with pytest.raises(ValueError, match="names __builtin__ bytearray"):
+        load_stored(tmp_path / "a.pt")
 
 
 def test_the_code_would_have_run(tmp_path):

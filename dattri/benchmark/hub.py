@@ -240,7 +240,7 @@ def read_models(file: Path, most_bytes: int) -> Iterator[tuple[int, bytes]]:
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError) as error:
         raise ValueError(f"{file} is damaged ({error})") from error
 
-# %% ../../nbs/benchmark/01_hub.ipynb #4c15a1af
+# %% ../../nbs/benchmark/01_hub.ipynb #1c0e0c76
 _HARMLESS = re.compile(
     r"collections OrderedDict|torch Size|torch \w+Storage|torch [a-z]+\d*|torch\._utils _rebuild_(tensor|tensor_v2|parameter)"
 )
@@ -252,8 +252,9 @@ def load_stored(file: Path) -> Any:
         total = sum(member.file_size for member in archive.infolist())
         if total > file.stat().st_size:  # torch.save compresses nothing
             raise ValueError(f"{file} was not loaded: {file.stat().st_size:,} bytes would swell to {total:,}")
-        for name in (name for name in archive.namelist() if name.endswith("/data.pkl")):
-            _check_names(file, archive.read(name))
+        for member in archive.infolist():  # not by name: two members may share one
+            if member.filename.endswith("/data.pkl"):
+                _check_names(file, archive.read(member))
     return load_checkpoint(file)
 
 
