@@ -134,7 +134,7 @@ def _epoch_orders(
         order = torch.stack([drawn[seed] for seed in seeds])
         yield order[chosen.gather(1, order)].view_as(positions)
 
-# %% ../../nbs/model_util/08_ensemble.ipynb #543614d1
+# %% ../../nbs/model_util/08_ensemble.ipynb #6fe6c9aa
 @dataclass(frozen=True)
 class EnsembleTrainer:
     """A training function that trains many models as one.
@@ -291,8 +291,9 @@ class EnsembleTrainer:
         size_of_groups = self.group_size(device)
         example = self._new_model(0, device)
         place = next(example.parameters()).device
-        samples = _Samples(dataset, collate_fn, place, _resident_bytes(place))
-        one_thread = place.type == "cpu" and _is_small(example, samples.first[0], size)
+        with seeded(seeds[0] if len(seeds) else 0):  # what a data set that augments draws, and a model that is tried
+            samples = _Samples(dataset, collate_fn, place, _resident_bytes(place))
+            one_thread = place.type == "cpu" and _is_small(example, samples.first[0], size)
 
         def train(chosen: Sequence[int]) -> ModelStack:
             if len(chosen) == 1 and self._limit.get("models", size_of_groups) > 1:
