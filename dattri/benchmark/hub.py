@@ -24,9 +24,9 @@ import torch
 from ..model_util.checkpoint import load_checkpoint, nonfinite_names, to_bytes, whole_file
 
 # %% auto #0
-__all__ = ['HUB', 'TENSORS', 'CARD', 'models_name', 'zip_file', 'tensor_file', 'file_hash', 'install', 'read_record', 'verify',
-           'commit_of', 'fetch_file', 'read_models', 'load_stored', 'unpack_models', 'pack_models', 'hash_lines',
-           'listed_hashes', 'not_as_listed', 'check_card', 'publish_benchmark']
+__all__ = ['HUB', 'TENSORS', 'CARD', 'models_name', 'zip_file', 'tensor_file', 'file_hash', 'remove', 'install', 'read_record',
+           'verify', 'commit_of', 'fetch_file', 'read_models', 'load_stored', 'unpack_models', 'pack_models',
+           'hash_lines', 'listed_hashes', 'not_as_listed', 'check_card', 'publish_benchmark']
 
 # %% ../../nbs/benchmark/01_hub.ipynb #6f1cf769
 HUB = "trais-lab/dattri-benchmark"  # the published settings
@@ -66,7 +66,25 @@ def _hashes(folder: Path) -> dict[str, str]:
     files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != _RECORD)
     return {file.relative_to(folder).as_posix(): file_hash(file) for file in files}
 
-# %% ../../nbs/benchmark/01_hub.ipynb #6d29ebf9
+# %% ../../nbs/benchmark/01_hub.ipynb #c3c0c95e
+def _beside(folder: Path) -> Path:
+    """A new hidden name beside a folder."""
+    return folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.part")
+
+
+def _sweep_beside(folder: Path) -> None:
+    """Remove what processes that were killed have left beside a folder."""
+    for leftover in folder.parent.glob(f".{folder.name}.*.part"):
+        shutil.rmtree(leftover)
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder, if it is there, in one step, so that a kill leaves all of it or nothing under its name."""
+    if folder.exists():
+        folder.rename(_beside(folder))
+    _sweep_beside(folder)
+
+# %% ../../nbs/benchmark/01_hub.ipynb #3acd61e4
 def install(folder: Path, fill: Callable[[Path], Any]) -> None:
     """Make a folder appear whole: `fill` puts files into a temporary one, which then takes its place.
 
@@ -83,9 +101,8 @@ def install(folder: Path, fill: Callable[[Path], Any]) -> None:
         Whatever `fill` raises; nothing is left of what it wrote, and what was there stays.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.parent.glob(f".{folder.name}.*.part"):  # of a process that was killed
-        shutil.rmtree(leftover)
-    part, old = (folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.part") for _ in range(2))
+    _sweep_beside(folder)
+    part, old = _beside(folder), _beside(folder)
     part.mkdir()
     try:
         origin = fill(part)
@@ -102,12 +119,12 @@ def install(folder: Path, fill: Callable[[Path], Any]) -> None:
         for place in (part, old):
             shutil.rmtree(place, ignore_errors=True)
 
-# %% ../../nbs/benchmark/01_hub.ipynb #9ac14547
+# %% ../../nbs/benchmark/01_hub.ipynb #4ca07d1f
 def read_record(folder: Path) -> Any:
     """What `fill` returned when the folder was installed."""
     return json.loads((folder / _RECORD).read_text())["origin"]
 
-# %% ../../nbs/benchmark/01_hub.ipynb #a1d94371
+# %% ../../nbs/benchmark/01_hub.ipynb #8e17e085
 def verify(folder: Path) -> None:
     """`ValueError` naming the first file of an installed folder that is not as it was when it arrived."""
     try:
@@ -124,7 +141,7 @@ def verify(folder: Path) -> None:
                 "Call load_benchmark with redownload=True, which puts everything there anew."
             )
 
-# %% ../../nbs/benchmark/01_hub.ipynb #c050a8cc
+# %% ../../nbs/benchmark/01_hub.ipynb #13e6766a
 def _is_as_named(file: Path) -> bool:
     """Whether a file in the cache has the hash that the hub gave it; True where the cache does not keep it."""
     name = file.resolve().name
@@ -141,7 +158,7 @@ def commit_of(file: Path) -> str:
     """Commit of a file in the cache."""
     return re.findall(r"/snapshots/([0-9a-f]{40})/", file.as_posix())[0]
 
-# %% ../../nbs/benchmark/01_hub.ipynb #624c294f
+# %% ../../nbs/benchmark/01_hub.ipynb #5241c77e
 def fetch_file(repo_id: str, name: str, revision: str | None = None, *, force: bool = False) -> Path:
     """A file of a data set repository, from the cache of `huggingface_hub` or from the hub.
 
@@ -190,7 +207,7 @@ def fetch_file(repo_id: str, name: str, revision: str | None = None, *, force: b
         raise OSError(f"{what} arrived with other bytes than the hub names. They are removed: call again to fetch them anew.")
     return file
 
-# %% ../../nbs/benchmark/01_hub.ipynb #8e256aa9
+# %% ../../nbs/benchmark/01_hub.ipynb #c8a7ccd5
 _MEMBER = re.compile(r"(0|[1-9][0-9]*)/model_weights_0\.pt")
 
 
@@ -240,7 +257,7 @@ def read_models(file: Path, most_bytes: int) -> Iterator[tuple[int, bytes]]:
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError) as error:
         raise ValueError(f"{file} is damaged ({error})") from error
 
-# %% ../../nbs/benchmark/01_hub.ipynb #1c0e0c76
+# %% ../../nbs/benchmark/01_hub.ipynb #d5abf5ba
 _HARMLESS = re.compile(
     r"collections OrderedDict|torch Size|torch \w+Storage|torch [a-z]+\d*|torch\._utils _rebuild_(tensor|tensor_v2|parameter)"
 )
@@ -274,7 +291,7 @@ def _plain_state(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file} holds {type(state).__name__}; expected a state dict")
     return {str(name).removeprefix("_orig_mod."): value for name, value in state.items()}
 
-# %% ../../nbs/benchmark/01_hub.ipynb #9a43cafd
+# %% ../../nbs/benchmark/01_hub.ipynb #40f32df2
 def unpack_models(file: Path, folder: Path, model: torch.nn.Module) -> None:
     """Write the checkpoints of a zip file as ``{number}/model_weights_0.pt``: plain state dicts on the CPU.
 
@@ -307,7 +324,7 @@ def unpack_models(file: Path, folder: Path, model: torch.nn.Module) -> None:
             raise ValueError(f"{file}: model {number} has NaN or infinity in {', '.join(broken)}")
         path.write_bytes(to_bytes({name: state[name] for name in model.state_dict()}))
 
-# %% ../../nbs/benchmark/01_hub.ipynb #668fe9a5
+# %% ../../nbs/benchmark/01_hub.ipynb #16a70c53
 def pack_models(files: Iterable[Path], file: Path) -> None:
     """Write checkpoints into a zip file, as members ``{number}/model_weights_0.pt``; the same files give the same bytes."""
     with whole_file(file) as opened, zipfile.ZipFile(opened, "w") as archive:
@@ -318,7 +335,7 @@ def pack_models(files: Iterable[Path], file: Path) -> None:
             with archive.open(member, "w") as target, checkpoint.open("rb") as source:
                 shutil.copyfileobj(source, target)
 
-# %% ../../nbs/benchmark/01_hub.ipynb #d41d97d2
+# %% ../../nbs/benchmark/01_hub.ipynb #67a00a18
 CARD = "card.md"
 
 
@@ -326,18 +343,18 @@ def hash_lines(folder: Path, names: Iterable[str]) -> str:
     """Lines of a table with the names and hashes of files of a benchmark."""
     return "\n".join(f"| `{name}` | `{file_hash(folder / name)}` |" for name in sorted(names))
 
-# %% ../../nbs/benchmark/01_hub.ipynb #086925ce
+# %% ../../nbs/benchmark/01_hub.ipynb #9c1947ff
 def listed_hashes(folder: Path) -> dict[str, str]:
     """Hashes of a benchmark's files, by name in the folder, as its card says."""
     return dict(re.findall(r"^\| `(.+)` \| `([0-9a-f]{64})` \|$", (folder / CARD).read_text(), re.MULTILINE))
 
-# %% ../../nbs/benchmark/01_hub.ipynb #e61208f0
+# %% ../../nbs/benchmark/01_hub.ipynb #d27c9349
 def not_as_listed(folder: Path) -> list[str]:
     """Files of a benchmark that are missing or other than its card says."""
     listed = listed_hashes(folder).items()
     return [name for name, value in listed if not (folder / name).is_file() or file_hash(folder / name) != value]
 
-# %% ../../nbs/benchmark/01_hub.ipynb #a2bd6c98
+# %% ../../nbs/benchmark/01_hub.ipynb #4ccd4566
 def check_card(folder: Path) -> list[str]:
     """Names of the files of a benchmark; `ValueError` unless every one is as its card says. Other files do not count."""
     listed, wrong = listed_hashes(folder), not_as_listed(folder)
@@ -345,7 +362,7 @@ def check_card(folder: Path) -> list[str]:
         raise ValueError(f"{folder}: {', '.join(wrong) or 'the list of files'} is not as {CARD} says; call build_benchmark again")
     return [CARD, *listed]
 
-# %% ../../nbs/benchmark/01_hub.ipynb #df28c47e
+# %% ../../nbs/benchmark/01_hub.ipynb #c4ae55c2
 def publish_benchmark(path: str | Path, repo_id: str, *, private: bool = False) -> str:
     """Upload what `build_benchmark` has built to a data set repository of the Hugging Face hub, made if it is not there.
 

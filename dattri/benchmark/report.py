@@ -56,7 +56,7 @@ class Report(NamedTuple):
     value: float
     figure: Any
 
-# %% ../../nbs/benchmark/08_report.ipynb #9e8f5425
+# %% ../../nbs/benchmark/08_report.ipynb #a92f01a4
 def report(metric: str, score: Any, ground_truth: Any, *, num_train: int | None = None) -> Report:
     """Judge scores with a metric.
 
@@ -85,7 +85,7 @@ def report(metric: str, score: Any, ground_truth: Any, *, num_train: int | None 
     kinds = {"lds": _lds_report, "loo": _loo_report, "mislabel": _mislabel_report}
     if metric not in kinds:
         raise ValueError(f"metric: expected one of {', '.join(kinds)}, got {metric!r}")
-    score = score.detach() if isinstance(score, torch.Tensor) else score if isinstance(score, np.ndarray) else torch.tensor(score)
+    score = score if isinstance(score, np.ndarray) else torch.as_tensor(score).detach()
     if score.ndim == 0 or num_train not in (None, len(score)):
         hint = "; it looks transposed, pass score.T" if score.ndim == 2 and score.shape[1] == num_train else ""
         rows = "the training samples" if num_train is None else f"the {num_train} training samples"
@@ -139,10 +139,15 @@ def _typical(each: torch.Tensor) -> int:
     known = (~each.isnan()).nonzero().flatten()
     return int(known[each[known].argsort()[len(known) // 2]]) if len(known) else 0
 
-# %% ../../nbs/benchmark/08_report.ipynb #74d74008
+# %% ../../nbs/benchmark/08_report.ipynb #549264e4
+def _copied(values: Any) -> torch.Tensor:
+    """A tensor of values that may lie in a file."""
+    return torch.as_tensor(np.array(values) if isinstance(values, np.ndarray) else values)
+
+
 def _column(score: Any, column: int) -> torch.Tensor:
     """A column of a matrix, wherever it lies, on the CPU."""
-    return torch.as_tensor(np.array(score[:, column]) if isinstance(score, np.ndarray) else score[:, column]).detach().cpu().double()
+    return _copied(score[:, column]).detach().cpu().double()
 
 
 def _indices(ground_truth: Any) -> torch.Tensor:
@@ -178,8 +183,7 @@ def _loo_report(score: Any, ground_truth: Any) -> Report:
 def _mislabel_report(score: Any, ground_truth: Any) -> Report:
     """AUC of finding wrong labels, and how much must be looked at."""
     num_train = len(ground_truth)
-    own = score.diagonal() if score.shape == (num_train, num_train) else score
-    own = torch.as_tensor(np.array(own) if isinstance(own, np.ndarray) else own)
+    own = _copied(score.diagonal() if score.shape == (num_train, num_train) else score)
     if own.shape != (num_train,):
         raise ValueError(
             f"score: expected the self-attribution of the training samples, shape ({num_train},), or a matrix ({num_train}, "

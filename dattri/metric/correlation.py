@@ -348,7 +348,7 @@ class MeanInterval(NamedTuple):
     low: float
     high: float
 
-# %% ../../nbs/metric/01_correlation.ipynb #68dca1e3
+# %% ../../nbs/metric/01_correlation.ipynb #4945929b
 def lds_interval(
     score: Any, ground_truth: tuple[torch.Tensor, torch.Tensor], *, confidence: float = 0.95
 ) -> MeanInterval:
@@ -378,7 +378,7 @@ def lds_interval(
         others = torch.arange(count, device=actual.device) != left_out
         means.append(_spearman(predicted[others][:, kept], actual[others][:, kept]).nanmean())
     jackknife = (count - 1) / count * (torch.stack(means) - torch.stack(means).mean()).square().sum()
-    spread = all_values[kept].var() if kept.sum() > 1 else jackknife * torch.nan
+    spread = all_values[kept].var() if kept.sum() > 1 else torch.nan
     variance = jackknife + spread / kept.sum()
     mean = float(all_values[kept].mean())
     width = float(scipy.special.ndtri((1 + confidence) / 2) * variance.sqrt())

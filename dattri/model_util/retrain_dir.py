@@ -28,8 +28,8 @@ from .seeds import check_seed
 
 # %% auto #0
 __all__ = ['FORMAT', 'MODULE', 'describe', 'function_name', 'function_arguments', 'plan_metadata', 'samples_digest', 'plan_of',
-           'read_metadata', 'checked_path', 'resolve_inside', 'RetrainDir', 'compare_plans', 'start', 'find_missing',
-           'require_complete']
+           'read_metadata', 'checked_path', 'checked_home', 'resolve_inside', 'RetrainDir', 'compare_plans', 'start',
+           'find_missing', 'require_complete']
 
 # %% ../../nbs/model_util/04_retrain_dir.ipynb #29d5ab46
 FORMAT = 1
@@ -128,7 +128,7 @@ def plan_of(metadata: Mapping[str, Any]) -> LooPlan | LdsPlan:
     keys = ("data_length", "num_subsets", "subset_ratio", "num_runs_per_subset", "seed")
     return LdsPlan(*(metadata[key] for key in keys))
 
-# %% ../../nbs/model_util/04_retrain_dir.ipynb #cd1189cd
+# %% ../../nbs/model_util/04_retrain_dir.ipynb #cadc31e0
 def read_metadata(path: Path) -> dict[str, Any]:
     """Read and check `metadata.yml` in the directory `path`.
 
@@ -200,14 +200,22 @@ def _check_format(file: Path, metadata: dict[str, Any]) -> None:
             resolve_inside(file.parent, folder)
         raise _unreadable(file, f"`{_MAP[metadata['mode']]}` is cut off or was edited")
 
-# %% ../../nbs/model_util/04_retrain_dir.ipynb #f7d8272c
-def checked_path(path: str | os.PathLike) -> Path:
+# %% ../../nbs/model_util/04_retrain_dir.ipynb #108c955a
+def checked_path(path: str | os.PathLike, name: str = "path") -> Path:
     """Absolute path of the directory: workers may have another working directory."""
     if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
-        raise ValueError(f"path: expected the name of a directory, got {path!r}")
+        raise ValueError(f"{name}: expected the name of a directory, got {path!r}")
     return Path(path).expanduser().absolute()
 
-# %% ../../nbs/model_util/04_retrain_dir.ipynb #d6c70b0c
+# %% ../../nbs/model_util/04_retrain_dir.ipynb #fa957192
+def checked_home(path: str | os.PathLike, name: str = "path") -> Path:
+    """The same for a directory that may be new; `NotADirectoryError` naming the argument if it is a file."""
+    home = checked_path(path, name)
+    if home.exists() and not home.is_dir():
+        raise NotADirectoryError(f"{name}: {home} is a file; expected a directory, new or of an earlier call")
+    return home
+
+# %% ../../nbs/model_util/04_retrain_dir.ipynb #42fc1fb1
 def resolve_inside(path: Path, folder: Any) -> Path:
     """Folder that `metadata.yml` names, relative to `path` or as it is; `ValueError` if it lies outside `path`."""
     root = path.resolve()
@@ -221,7 +229,7 @@ def resolve_inside(path: Path, folder: Any) -> Path:
         )
     return next((place for place in inside if place.exists()), inside[0])
 
-# %% ../../nbs/model_util/04_retrain_dir.ipynb #25adb0da
+# %% ../../nbs/model_util/04_retrain_dir.ipynb #73077924
 @dataclass(frozen=True)
 class RetrainDir:
     """A directory of retrained models and the plan they belong to.
@@ -312,7 +320,7 @@ class RetrainDir:
             raise ValueError(f"{file} was edited or is cut off. Delete the folder {file.parent} and retrain the subset.")
         return positions
 
-# %% ../../nbs/model_util/04_retrain_dir.ipynb #e49a7e37
+# %% ../../nbs/model_util/04_retrain_dir.ipynb #fa431c19
 _NOT_COMPARED = ("dattri", "numpy", "torch", "subset_dir_map", "map_index_dir")
 
 
@@ -342,8 +350,7 @@ def compare_plans(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any
 
 def _read_existing(path: Path, mode: str) -> dict[str, Any] | None:
     """Metadata of the directory at `path`, None if there is nothing yet; `ValueError` for models without a plan."""
-    if not path.is_dir() and path.exists():
-        raise NotADirectoryError(f"path: {path} is a file; expected a directory, new or of an earlier call")
+    checked_home(path)
     if (path / "metadata.yml").exists():
         return read_metadata(path)
     module = mode == "loo" and (path / MODULE).exists()
@@ -359,7 +366,7 @@ def _group_folders(path: Path) -> list[Path]:
     """Folders in `path` that are named like those of this format."""
     return [entry for entry in path.iterdir() if re.fullmatch(r"(index_)?\d+", entry.name) and entry.is_dir()]
 
-# %% ../../nbs/model_util/04_retrain_dir.ipynb #d023ff1a
+# %% ../../nbs/model_util/04_retrain_dir.ipynb #0d0ae118
 def start(
     path: Path,
     metadata_for: Callable[[int], dict[str, Any]],
@@ -404,7 +411,7 @@ def start(
         except FileExistsError:
             continue  # another process was first: agree with its plan
 
-# %% ../../nbs/model_util/04_retrain_dir.ipynb #37f32640
+# %% ../../nbs/model_util/04_retrain_dir.ipynb #449df4b4
 def _discard(
     path: Path, wanted: dict[str, Any], reseeded: Callable[[int], dict[str, Any]] | None, groups: Iterable[int] | None
 ) -> dict[str, Any]:
@@ -429,7 +436,7 @@ def _discard(
             folder.rmdir()
     return wanted
 
-# %% ../../nbs/model_util/04_retrain_dir.ipynb #5e21639e
+# %% ../../nbs/model_util/04_retrain_dir.ipynb #c126fcb0
 def find_missing(directory: RetrainDir, tasks: Sequence[Task]) -> tuple[list[Task], list[Path]]:
     """Tasks whose models are still to be trained, and checkpoints that are there but cut off.
 
@@ -441,7 +448,7 @@ def find_missing(directory: RetrainDir, tasks: Sequence[Task]) -> tuple[list[Tas
     files = [directory.checkpoint(task.group, task.run) for task in missing]
     return missing, [file for file in files if file.exists() and not looks_whole(file)]
 
-# %% ../../nbs/model_util/04_retrain_dir.ipynb #719b9df4
+# %% ../../nbs/model_util/04_retrain_dir.ipynb #9a2ec2b8
 def require_complete(directory: RetrainDir) -> None:
     """`FileNotFoundError` naming the missing models and the call that trains them, if there are any."""
     runs = range(directory.num_runs)
