@@ -828,4 +828,8 @@ d = { 'settings': { 'branch': 'main',
                                           'dattri.model_util.target.EnsembleTarget.group_size': ( 'model_util/target.html#ensembletarget.group_size',
                                                                                                   'dattri/model_util/target.py'),
                                           'dattri.model_util.target.EnsembleTarget.plan_arguments': ( 'model_util/target.html#ensembletarget.plan_arguments',
-                                                                                                      'dattri/model_util/target.py')}}}
+                                                                                                      'dattri/model_util/target.py')},
+            'dattri.model_util.threads': { 'dattri.model_util.threads.map_blocks': ( 'model_util/threads.html#map_blocks',
+                                                                                     'dattri/model_util/threads.py'),
+                                           'dattri.model_util.threads.single_thread': ( 'model_util/threads.html#single_thread',
+                                                                                        'dattri/model_util/threads.py')}}}
