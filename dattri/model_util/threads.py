@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeVar
 
 import torch
@@ -16,15 +17,26 @@ import torch
 __all__ = ['single_thread', 'map_blocks']
 
 # %% ../../nbs/model_util/10_threads.ipynb #3ca51e93
+_free: ContextVar[int | None] = ContextVar("free", default=None)  # threads that blocks may use; None: as many as torch has
+
+
 @contextmanager
-def single_thread() -> Iterator[None]:
-    """Let torch use one thread for what the calling thread does inside the block."""
+def single_thread(free: int | None = None) -> Iterator[None]:
+    """Let torch use one thread for each operation of the calling thread inside the block.
+
+    Parameters
+    ----------
+    free : int, optional
+        Threads that `map_blocks` may use inside the block. Default: as many as without it.
+    """
     before = torch.get_num_threads()
+    token = _free.set(free or _free.get() or before)
     torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+        _free.reset(token)
 
 # %% ../../nbs/model_util/10_threads.ipynb #dd4f03f8
 _Block = TypeVar("_Block")
@@ -32,7 +44,7 @@ _Result = TypeVar("_Result")
 
 
 def map_blocks(function: Callable[[_Block], _Result], blocks: Sequence[_Block]) -> list[_Result]:
-    """Call `function` on every block, on as many threads as torch has, each block on one thread.
+    """Call `function` on every block, on as many threads as torch has outside of `single_thread`, each block on one thread.
 
     Parameters
     ----------
@@ -46,16 +58,17 @@ def map_blocks(function: Callable[[_Block], _Result], blocks: Sequence[_Block]) 
     list
         The results, in the order of the blocks.
     """
-    threads = torch.get_num_threads()
+    before = torch.get_num_threads()
+    threads = min(_free.get() or before, len(blocks))
 
     def call(block: _Block) -> _Result:
-        with single_thread(), torch.no_grad():
+        with single_thread(free=1), torch.no_grad():
             return function(block)
 
-    if min(threads, len(blocks)) <= 1:
+    if threads <= 1:
         return [call(block) for block in blocks]
     try:
-        with ThreadPoolExecutor(min(threads, len(blocks))) as pool:
+        with ThreadPoolExecutor(threads) as pool:
             return list(pool.map(call, blocks))
     finally:
-        torch.set_num_threads(threads)  # threads that start later take over what was set last in any thread
+        torch.set_num_threads(before)  # threads that start later take over what was set last in any thread
