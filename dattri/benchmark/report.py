@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ..metric.correlation import lds, lds_interval, loo_corr
+from ..metric.correlation import lds, loo_corr
 from ..metric.mislabel import mislabel_detection_auc
+from ..metric.uncertainty import lds_interval
 from ..model_util.checkpoint import load_checkpoint
 
 # %% auto #0

@@ -7,13 +7,14 @@ __all__ = ['Correlation', 'GroundTruth', 'MeanInterval', 'MislabelDetection', 'R
            'calculate_loo_ground_truth', 'lds', 'lds_interval', 'loo_corr', 'mislabel_detection_auc']
 
 # %% ../../nbs/metric/index.ipynb #34a41949
-from .correlation import Correlation, MeanInterval, lds, lds_interval, loo_corr
+from .correlation import Correlation, lds, loo_corr
 from dattri.metric.ground_truth import (
     GroundTruth,
     calculate_lds_ground_truth,
     calculate_loo_ground_truth,
 )
 from .mislabel import MislabelDetection, RocCurve, mislabel_detection_auc
+from .uncertainty import MeanInterval, lds_interval
 
 _all_ = [
     "Correlation", "GroundTruth", "MeanInterval", "MislabelDetection", "RocCurve", "calculate_lds_ground_truth",

@@ -5,251 +5,107 @@
 # %% ../../nbs/metric/01_correlation.ipynb #2c5d0ca8
 from __future__ import annotations
 
-import mmap
-import os
 import warnings
-from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.special
-import scipy.stats
 import torch
 
+from .blocks import check_finite, column_blocks, device_of, read_rows, row_blocks
+from .inputs import as_real_tensor
+from .subsets import Subsets, members_of, read_subsets
+from .sums import exact_sums, plain_sums, uncertain_columns
+from ..model_util.threads import map_blocks, single_thread
+
 # %% auto #0
-__all__ = ['Correlation', 'lds', 'MeanInterval', 'lds_interval', 'loo_corr']
+__all__ = ['Correlation', 'lds', 'loo_corr']
 
-# %% ../../nbs/metric/01_correlation.ipynb #04feb407
-_BLOCK_BYTES = 2**24
-
-
-def _row_blocks(
-    num_rows: int, num_columns: int, block_bytes: int = _BLOCK_BYTES, least: int = 64
-) -> list[slice]:
-    """Slices of rows that hold about `block_bytes` in float64."""
-    step = max(least, block_bytes // (8 * max(1, num_columns)))
-    return [slice(start, min(start + step, num_rows)) for start in range(0, num_rows, step)]
-
-
-def _rows(matrix: Any, rows: slice | torch.Tensor) -> torch.Tensor:
-    """Some rows of a matrix as a tensor."""
-    if isinstance(rows, slice) or isinstance(matrix, torch.Tensor):
-        return _read(matrix, rows)
-    if isinstance(matrix, np.ndarray):
-        return _read(matrix, rows.cpu().numpy())
-    ascending, places = torch.unique(rows.cpu(), return_inverse=True)  # HDF5 takes no other order
-    return _read(matrix, ascending.numpy())[places]
-
-
-def _read(matrix: Any, part: Any) -> torch.Tensor:
-    """Part of a matrix as a tensor; that of a memory map is copied and its pages are handed back."""
-    block = matrix[part]
-    if isinstance(block, torch.Tensor):
-        odd = block.dtype in (torch.uint16, torch.uint32, torch.uint64)
-        return block.byte() if block.dtype == torch.bool else block.double() if odd else block
-    block = np.asarray(block)
-    if block.dtype.kind == "u" and block.dtype.itemsize > 1:
-        block = block.astype(np.float64)  # torch knows little of these integers
-    block = np.ascontiguousarray(block, block.dtype.newbyteorder("=")) if not block.dtype.isnative else block
-    if any(stride < 0 for stride in block.strides):
-        block = block.copy()
-    if isinstance(matrix, np.memmap) or not block.flags.writeable:
-        block = np.array(block)
-    if isinstance(matrix, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
-        matrix._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
-    return torch.as_tensor(block)
-
-
-def _device(score: Any) -> torch.device:
-    """Where the scores are; on the CPU if they are no tensor."""
-    return score.device if isinstance(score, torch.Tensor) else torch.device("cpu")
-
-# %% ../../nbs/metric/01_correlation.ipynb #be11ae0e
-def _check_pair(ground_truth: Any, index_ndim: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Targets and indices of a ground truth, as tensors of the right dimensions."""
+# %% ../../nbs/metric/01_correlation.ipynb #5e1ca456
+def _check_pair(ground_truth: Any) -> tuple[torch.Tensor, Any]:
+    """Targets of a ground truth as a matrix, and what they belong to as it is."""
     if not isinstance(ground_truth, (tuple, list)) or len(ground_truth) != 2:
         raise ValueError(
             f"ground_truth: expected a pair (targets, indices) as calculate_*_ground_truth returns, "
             f"got {type(ground_truth).__name__}"
         )
-    targets, indices = (torch.as_tensor(part).detach() for part in ground_truth)
-    if targets.ndim != 2 or indices.ndim != index_ndim or len(targets) != len(indices) or len(indices) == 0:
-        shape = "(num_models, num_test)" if index_ndim == 1 else "(num_subsets, num_test)"
-        index_shape = "(num_models,)" if index_ndim == 1 else "(num_subsets, subset_size)"
+    targets = as_real_tensor("ground_truth", ground_truth[0])
+    if targets.ndim != 2 or len(targets) == 0:
         raise ValueError(
-            f"ground_truth: expected targets of shape {shape} and indices of shape {index_shape}, "
-            f"got {tuple(targets.shape)} and {tuple(indices.shape)}"
+            "ground_truth: expected targets of shape (num_subsets, num_test) for lds or (num_models, num_test) for loo_corr, "
+            f"got {tuple(targets.shape)}"
+        )
+    return targets if targets.is_floating_point() else targets.double(), ground_truth[1]
+
+
+def _subsets_of(ground_truth: Any) -> tuple[torch.Tensor, Subsets]:
+    """Targets and subsets of a ground truth for `lds`."""
+    targets, given = _check_pair(ground_truth)
+    subsets = read_subsets(given)
+    if len(subsets.given) != len(targets):
+        raise ValueError(
+            f"ground_truth: expected one subset for each row of targets, got targets of shape {tuple(targets.shape)} "
+            f"and {len(subsets.given)} subsets"
+        )
+    return targets, subsets
+
+
+def _removed_of(ground_truth: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Targets and removed positions of a ground truth for `loo_corr`."""
+    targets, given = _check_pair(ground_truth)
+    indices = as_real_tensor("ground_truth", given)
+    if indices.ndim != 1 or len(indices) != len(targets):
+        raise ValueError(
+            "ground_truth: expected targets of shape (num_models, num_test) and indices of shape (num_models,), got "
+            f"{tuple(targets.shape)} and {tuple(indices.shape)}"
         )
     if indices.dtype == torch.bool:
-        raise ValueError("ground_truth: the indices are a mask; expected positions, such as mask.nonzero() gives")
+        raise ValueError("ground_truth: the indices are a mask; expected the removed positions, such as mask.nonzero()[:, 0]")
     if indices.is_floating_point() and not bool((indices == indices.round()).all()):
         raise ValueError("ground_truth: the indices must be whole numbers, positions of training samples")
     return targets, indices.long()
 
-
-def _check_matrix(score: Any, indices: torch.Tensor, num_test: int | None = None) -> None:
-    """`ValueError` unless it is a real matrix with a row for every position, and a column for every test sample."""
-    dtype = getattr(score, "dtype", None)
-    dense = not isinstance(score, torch.Tensor) or score.layout == torch.strided
-    if len(score.shape) != 2 or not dense or dtype is None or any(kind in str(dtype) for kind in ("complex", "object", "U")):
-        raise ValueError(
-            f"score: expected a dense real matrix (num_train, num_test), got {type(score).__name__} of shape "
-            f"{tuple(score.shape)} and dtype {dtype}"
-        )
-    if num_test not in (None, score.shape[1]):
-        hint = "; it looks transposed, pass score.T" if score.shape[0] == num_test else ""
-        raise ValueError(
-            f"score: expected shape (num_train, {num_test}), one column per test sample of the ground truth, "
-            f"got {tuple(score.shape)}{hint}"
-        )
-    low, high = (int(value) for value in indices.aminmax())
-    if low < 0 or high >= score.shape[0]:
-        raise ValueError(
-            f"score: it has {score.shape[0]} rows (training samples), but the ground truth speaks of positions "
-            f"{low} to {high}; score and ground truth must be of the same training data"
-        )
-
-
-def _check_finite(
-    name: str, values: Any, axes: tuple[str, str], chosen: torch.Tensor | None = None, first_column: int = 0
-) -> None:
-    """`ValueError` that says where the first NaN or infinity is, among the chosen rows."""
-    for rows in _row_blocks(values.shape[0] if chosen is None else len(chosen), values.shape[1]):
-        bad = (~torch.isfinite(_rows(values, rows if chosen is None else chosen[rows]))).nonzero()
-        if len(bad):
-            row, column = bad[0].tolist()
-            position = rows.start + row if chosen is None else int(chosen[rows.start + row])
-            raise ValueError(
-                f"{name}: NaN or infinity at {axes[0]} {position}, {axes[1]} {first_column + column}, and perhaps "
-                "elsewhere; remove those samples or mend what produced them"
-            )
-
-# %% ../../nbs/metric/01_correlation.ipynb #55aad387
-def _lies_by_columns(score: Any) -> bool:
-    """Whether reading some columns of a matrix is cheaper than reading some rows."""
-    if isinstance(score, torch.Tensor):
-        return False
-    if isinstance(score, np.ndarray):
-        return score.flags.f_contiguous and not score.flags.c_contiguous
-    chunks = getattr(score, "chunks", ())  # HDF5 and Zarr: one shape; Dask: lengths along each axis
-    if not chunks:
-        return chunks == ()  # nothing is known of it, except that it has a test axis; None says row after row
-    height, width = (size if isinstance(size, int) else max(size) for size in chunks)
-    return height * score.shape[1] > width * score.shape[0]
-
-
-def _column_blocks(score: Any, num_test: int, indices: torch.Tensor) -> Iterator[tuple[slice, Any]]:
-    """Checked blocks of columns, each readable by rows, and which columns they are."""
-    if isinstance(score, (list, tuple)) and not (score and len(getattr(score[0], "shape", ())) == 2):
-        score = torch.as_tensor(score)
-    if not hasattr(score, "shape"):
-        if isinstance(score, (str, os.PathLike)) or not isinstance(score, Iterable):
-            raise TypeError(f"score: expected a matrix or blocks of its columns, got {type(score).__name__}; load files first")
-        yield from _given_blocks(score, num_test, indices)
-        return
-    _check_matrix(score, indices, num_test)
-    if not _lies_by_columns(score):
-        yield slice(0, num_test), score.detach() if isinstance(score, torch.Tensor) else score
-        return
-    for columns in _row_blocks(num_test, score.shape[0], 4 * _BLOCK_BYTES, least=1):
-        yield columns, _read(score, (slice(None), columns))
-
-
-def _given_blocks(blocks: Iterable[Any], num_test: int, indices: torch.Tensor) -> Iterator[tuple[slice, Any]]:
-    """Checked blocks that the user gives one after the other."""
-    stop, first = 0, None
-    for given in blocks:
-        block = given.detach() if isinstance(given, torch.Tensor) else given
-        if not hasattr(block, "shape"):
-            raise TypeError(f"score: expected a matrix or blocks of its columns, got blocks of {type(block).__name__}")
-        _check_matrix(block, indices)
-        first = first or tuple(block.shape)
-        if block.shape[0] != first[0]:
-            raise ValueError(f"score: blocks of columns must have equally many rows, got {first[0]} and {block.shape[0]}")
-        start, stop = stop, stop + block.shape[1]
-        if start < stop <= num_test:
-            yield slice(start, stop), block
-    if stop != num_test:
-        raise ValueError(
-            f"score: its blocks have {stop} columns altogether, expected {num_test}, one per test sample of the ground truth"
-        )
-
-# %% ../../nbs/metric/01_correlation.ipynb #bd605df7
-def _membership(indices: torch.Tensor, num_train: int) -> torch.Tensor:
-    """How often each sample (column) is in each subset (row), float64."""
-    ones = torch.ones(indices.shape, dtype=torch.float64, device=indices.device)
-    return ones.new_zeros(len(indices), num_train).scatter_add_(1, indices, ones)
-
-# %% ../../nbs/metric/01_correlation.ipynb #c7256f11
-def _exact_sums(membership: torch.Tensor, score: Any, columns: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
-    """`membership @ score[:, columns]` in float64 without rounding errors that depend on the order.
-
-    `largest` is the largest absolute value of each of the columns.
-    """
-    sums = membership.new_zeros(2, len(membership), len(columns))
-    size = membership.sum(1).max()
-    coarse = 1.5 * torch.exp2(torch.ceil(torch.log2(size * largest)))
-    fine = coarse * torch.exp2(torch.ceil(torch.log2(size))) * 2.0**-52
-    for rows in _row_blocks(*score.shape):
-        rest = _rows(score, rows)[:, columns].double()
-        for level, grid in enumerate((coarse, fine)):
-            part = (rest + grid) - grid  # rest to a multiple of the last place of grid
-            sums[level] += membership[:, rows] @ part
-            rest -= part
-    return sums.sum(0)
-
-
-def _predict(membership: torch.Tensor, score: Any, first_column: int = 0) -> torch.Tensor:
-    """Sum of scores per subset and test sample, float64, in which equal sums are equal."""
-    num_train, num_test = score.shape
-    sums, largest = membership.new_zeros(len(membership), num_test), 0.0
-    for rows in _row_blocks(num_train, num_test):
-        block = _rows(score, rows)
-        sums += membership[:, rows] @ block.double()
-        largest = max([largest, *(abs(float(value)) for value in block.aminmax())])
-    if not bool(torch.isfinite(sums).all()):
-        _check_finite("score", score, ("train sample", "test sample"), first_column=first_column)
-    close = _has_close_values(sums, num_train, num_train * largest)  # a bound for all columns, cheap and often enough
-    if bool(close.any()):
-        columns = close.nonzero().flatten()
-        totals, peaks = _magnitudes(score, columns)
-        close = _has_close_values(sums[:, columns], num_train, totals)
-        columns = columns[close]
-        sums[:, columns] = _exact_sums(membership, score, columns, peaks[close])
-    return sums
-
-
-def _magnitudes(score: Any, columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sum and maximum of the absolute values of some columns."""
-    total = peak = torch.zeros(len(columns), dtype=torch.float64, device=_device(score))
-    for rows in _row_blocks(*score.shape):
-        block = _rows(score, rows)[:, columns].double().abs()
-        total, peak = total + block.sum(0), torch.maximum(peak, block.amax(0))
-    return total, peak
-
-
-def _has_close_values(sums: torch.Tensor, num_terms: int, magnitude: torch.Tensor | float) -> torch.Tensor:
-    """Columns in which two sums, of terms of this total magnitude, differ by no more than rounding may explain."""
-    gaps = sums.T.sort(1).values.diff(dim=1)
-    rounding = torch.as_tensor(magnitude, device=sums.device).reshape(-1, 1) * num_terms * torch.finfo(sums.dtype).eps
-    return ((gaps > 0) & (gaps <= rounding)).any(1)
-
 # %% ../../nbs/metric/01_correlation.ipynb #696ef578
-def _ranks(values: torch.Tensor) -> torch.Tensor:
-    """Ranks of each row's values, centred at 0, ties averaged; float64 of the same shape."""
-    ordered, order = values.sort(1)
-    num_columns = values.shape[1]
+class Ranks(NamedTuple):
+    """Ranks of each row's values, centred at 0, ties averaged, float64; and the least difference of two values of each row."""
+
+    places: torch.Tensor
+    least_gap: torch.Tensor
+
+
+def ranks(values: torch.Tensor) -> Ranks:
+    """Ranks of the values of each row."""
+    if values.device.type != "cpu":
+        return _ranks_of(values)
+    blocks = row_blocks(len(values), values.shape[1], 2**18, least=1) or [slice(0, 0)]
+    found = map_blocks(lambda rows: _ranks_of(values[rows]), blocks)
+    return Ranks(torch.cat([part.places for part in found]), torch.cat([part.least_gap for part in found]))
+
+
+def _argsort(values: torch.Tensor) -> torch.Tensor:
+    """The order of each row's values; numpy sorts with vector instructions, where torch does not."""
+    return torch.from_numpy(np.argsort(values.numpy(), axis=1)) if values.device.type == "cpu" else values.argsort(1)
+
+
+def _ranks_of(values: torch.Tensor) -> Ranks:
+    """The same on one thread."""
+    order, num_columns = _argsort(values), values.shape[1]
+    steps = values.gather(1, order).diff(dim=1)
+    gaps = steps.amin(1) if num_columns > 1 else torch.full_like(values[:, 0], torch.inf)
     place = torch.arange(num_columns, dtype=torch.float64, device=values.device).expand(values.shape)
-    starts = torch.ones_like(ordered, dtype=torch.bool)
-    starts[:, 1:] = ordered.diff(dim=1) != 0
-    if not bool(starts.all()):
-        ends = torch.ones_like(starts)
-        ends[:, :-1] = starts[:, 1:]
-        first = torch.where(starts, place, 0.0).cummax(1).values
-        last = torch.where(ends, place, float(num_columns)).flip(1).cummin(1).values.flip(1)
-        place = (first + last) / 2
-    centred = place - (num_columns - 1) / 2
-    return torch.empty_like(centred, memory_format=torch.contiguous_format).scatter_(1, order, centred)
+    if not bool((gaps > 0).all()):
+        place = _shared(place, steps != 0)
+    places = torch.empty_like(values, dtype=torch.float64).scatter_(1, order, place - (num_columns - 1) / 2)
+    return Ranks(places, gaps)
+
+
+def _shared(place: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
+    """Places in sorted order, of which those between two steps share their mean."""
+    edge = torch.ones_like(steps[:, :1])
+    starts, ends = torch.cat([edge, steps], 1), torch.cat([steps, edge], 1)
+    first = torch.where(starts, place, 0.0).cummax(1).values
+    last = torch.where(ends, place, float(place.shape[1])).flip(1).cummin(1).values.flip(1)
+    return (first + last) / 2
 
 # %% ../../nbs/metric/01_correlation.ipynb #63423600
 class Correlation(NamedTuple):
@@ -280,40 +136,13 @@ def _finish(
         warnings.warn("; ".join([reason] * bool(undefined) + [few] * few_values), stacklevel=3)
     return Correlation(correlation.to(dtype), torch.as_tensor(pvalue, dtype=dtype, device=correlation.device))
 
-# %% ../../nbs/metric/01_correlation.ipynb #f02ad3e2
-class _Paired(NamedTuple):
-    """Sums of scores and targets, float64, shape (num_subsets, num_test), and the dtype of results."""
-
-    predicted: torch.Tensor
-    actual: torch.Tensor
-    dtype: torch.dtype
-
-
-def _predicted_and_actual(score: Any, ground_truth: Any) -> _Paired:
-    """What the scores say about each subset and test sample, and what retraining said; on the score's device."""
-    targets, indices = _check_pair(ground_truth, index_ndim=2)
-    _check_finite("ground_truth", targets, ("subset", "test sample"))
-    sums, dtype, membership = [], torch.float32, None
-    for columns, block in _column_blocks(score, targets.shape[1], indices):
-        if membership is None:
-            membership = _membership(indices.to(_device(block)), block.shape[0])
-        sums.append(_predict(membership, block, columns.start))
-        dtype = torch.promote_types(dtype, _rows(block, slice(0, 1)).dtype)
-    predicted = torch.cat(sums, dim=1)
-    return _Paired(predicted, targets.to(predicted), dtype)
-
-
-def _spearman(predicted: torch.Tensor, actual: torch.Tensor) -> torch.Tensor:
-    """Rank correlation of each column of `predicted` with that of `actual`; nan for constant columns."""
-    x, y = _ranks(predicted.T), _ranks(actual.T)
-    return (x * y).sum(1) / ((x * x).sum(1) * (y * y).sum(1)).sqrt()
-
-
+# %% ../../nbs/metric/01_correlation.ipynb #a5cebc4b
 def lds(score: Any, ground_truth: tuple[torch.Tensor, torch.Tensor]) -> Correlation:
     """Linear datamodeling score: do sums of scores rank the retrained models as retraining did?
 
     For each test sample, Spearman's rank correlation over the subsets between the sum of the scores of the samples in
-    the subset and the target of the model trained on it (Park et al. 2023, arXiv:2303.14186, definition 2.1).
+    the subset and the target of the model trained on it (Park et al. 2023, arXiv:2303.14186, definition 2.1). Sums are exact,
+    rounded once to float64: neither the order of the training samples nor ties by rounding play a part.
 
     Parameters
     ----------
@@ -321,9 +150,10 @@ def lds(score: Any, ground_truth: tuple[torch.Tensor, torch.Tensor]) -> Correlat
         Attribution scores of any real dtype; larger means that the training sample helps the test sample more. Scores
         that do not fit the memory may be a memory map, an HDF5, Zarr or Dask array, anything with ``shape``, ``dtype`` and
         slices ``[:, start:stop]``, or an iterable of blocks of columns, tensors of shape (num_train, block_size).
-    ground_truth : pair of tensors, shapes (num_subsets, num_test) and (num_subsets, subset_size)
-        What `calculate_lds_ground_truth` returns: targets, larger is better for the test sample, and the positions
-        of the training samples in each subset.
+    ground_truth : pair (targets, subsets)
+        What `calculate_lds_ground_truth` returns: targets of shape (num_subsets, num_test), larger is better for the test
+        sample, and the training samples of each subset: positions of shape (num_subsets, subset_size), a list of vectors of
+        positions, which may differ in length, or a boolean mask of shape (num_subsets, num_train).
 
     Returns
     -------
@@ -334,94 +164,120 @@ def lds(score: Any, ground_truth: tuple[torch.Tensor, torch.Tensor]) -> Correlat
 
     Raises
     ------
+    TypeError
+        If `score` is no matrix of real numbers, such as a masked, complex or object array.
     ValueError
-        If the shapes do not fit together, an index is beyond the rows of `score`, or a value is NaN or infinite.
+        If the shapes do not fit together, a position is beyond the rows of `score` or named twice in a subset, integers look like
+        a mask, a value is NaN or infinite, or the sums of a column cannot be compared in float64.
     """
-    predicted, actual, dtype = _predicted_and_actual(score, ground_truth)
-    return _finish(_spearman(predicted, actual), len(actual), dtype, "subsets", pvalue_of_two=np.nan)
+    with single_thread():
+        predicted, actual, dtype = ranked_pair(score, ground_truth)
+        correlation = _spearman(predicted, actual)
+        return _finish(correlation, predicted.shape[1], dtype, "subsets", pvalue_of_two=np.nan)
 
-# %% ../../nbs/metric/01_correlation.ipynb #274a7b9c
-class MeanInterval(NamedTuple):
-    """Mean over test samples and the interval it lies in with the given confidence."""
+# %% ../../nbs/metric/01_correlation.ipynb #f02ad3e2
+class RankedPair(NamedTuple):
+    """Centred ranks of sums of scores and of targets, float64, shape (num_test, num_subsets), and the dtype of results."""
 
-    mean: float
-    low: float
-    high: float
+    predicted: torch.Tensor
+    actual: torch.Tensor
+    dtype: torch.dtype
 
-# %% ../../nbs/metric/01_correlation.ipynb #4945929b
-def lds_interval(
-    score: Any, ground_truth: tuple[torch.Tensor, torch.Tensor], *, confidence: float = 0.95
-) -> MeanInterval:
-    """Mean LDS with a confidence interval for both the choice of subsets and that of test samples.
 
-    Parameters
-    ----------
-    score : tensor, shape (num_train, num_test)
-        As for `lds`.
-    ground_truth : pair of tensors
-        As for `lds`, with at least 3 subsets.
-    confidence : float
-        In (0, 1).
+def ranked_pair(score: Any, ground_truth: Any) -> RankedPair:
+    """What the scores say about the subsets of each test sample, and what retraining said; on the score's device."""
+    targets, subsets = _subsets_of(ground_truth)
+    check_finite("ground_truth", targets, ("subset", "test sample"))
+    predicted, dtype, members = [], torch.float32, None
+    for columns, block in column_blocks(score, targets.shape[1], *subsets.reach):
+        if members is None:
+            members = members_of(subsets, block.shape[0], device_of(block))
+        predicted.append(_predicted_ranks(members, block, columns.start))
+        dtype = torch.promote_types(dtype, read_rows(block, slice(0, 1)).dtype)
+    places = torch.cat(predicted)
+    return RankedPair(places, ranks(targets.to(places).T.contiguous()).places, dtype)
 
-    Returns
-    -------
-    MeanInterval
-        Over the test samples whose LDS is defined; nan where fewer than 2 are.
-    """
-    if not isinstance(confidence, (int, float)) or not 0 < confidence < 1:
-        raise ValueError(f"confidence: expected a number in (0, 1), got {confidence!r}")
-    predicted, actual, _ = _predicted_and_actual(score, ground_truth)
-    all_values, count = _spearman(predicted, actual), len(actual)
-    kept = ~all_values.isnan()  # undefined test samples are left out of the mean
-    means = []
-    for left_out in range(count):  # a loop over subsets: each drop changes all ranks
-        others = torch.arange(count, device=actual.device) != left_out
-        means.append(_spearman(predicted[others][:, kept], actual[others][:, kept]).nanmean())
-    jackknife = (count - 1) / count * (torch.stack(means) - torch.stack(means).mean()).square().sum()
-    spread = all_values[kept].var() if kept.sum() > 1 else torch.nan
-    variance = jackknife + spread / kept.sum()
-    mean = float(all_values[kept].mean())
-    width = float(scipy.special.ndtri((1 + confidence) / 2) * variance.sqrt())
-    return MeanInterval(mean, max(mean - width, -1.0), min(mean + width, 1.0))
+
+def _predicted_ranks(members: torch.Tensor, score: Any, first_column: int) -> torch.Tensor:
+    """Ranks of the sums of scores; those too close to be certain are added again, exactly."""
+    sums = plain_sums(members, score)
+    if not bool(torch.isfinite(sums.values).all()):
+        check_finite("score", score, ("train sample", "test sample"), first_column=first_column)
+    places, gaps = ranks(sums.values)
+    columns, peaks = uncertain_columns(gaps, score, sums)
+    if len(columns):
+        places[columns] = ranks(exact_sums(members, score, columns, peaks, first_column)).places
+    return places
+
+
+def _spearman(predicted: torch.Tensor, actual: torch.Tensor) -> torch.Tensor:
+    """Correlation of the centred ranks of each row; nan where a row is constant."""
+
+    def of_rows(rows: slice) -> torch.Tensor:
+        x, y = predicted[rows], actual[rows]
+        return (x * y).sum(1) / ((x * x).sum(1) * (y * y).sum(1)).sqrt()
+
+    return torch.cat(map_blocks(of_rows, row_blocks(len(predicted), predicted.shape[1], 2**20, least=1)))
 
 # %% ../../nbs/metric/01_correlation.ipynb #eb28b66c
-def _column_sums(x: Any, x_rows: torch.Tensor | None, y: torch.Tensor) -> torch.Tensor:
-    """Column sums of x, y, xy, xx, yy, shifted by the means of the first block; float64, shape (5, num_columns)."""
-    block_bytes = 2**21 if y.device.type == "cpu" else 2**28  # a block that stays in the cache
-    blocks = _row_blocks(len(y), y.shape[1], block_bytes)
-    sums = torch.zeros(5, y.shape[1], dtype=torch.float64, device=y.device)
-    buffers = sums.new_empty(3, blocks[0].stop, y.shape[1])  # reused: fresh memory costs more than adding
-    shifts: list[torch.Tensor] = []
-    for rows in blocks:
-        left, right, product = buffers[:, : rows.stop - rows.start]
-        given = _rows(x, rows if x_rows is None else x_rows[rows]), y[rows]
-        ones = left.new_ones(len(left))
-        shifts = shifts or [ones @ block.double() / len(left) for block in given]
-        for block, shift, centred in zip(given, shifts, (left, right), strict=True):
-            torch.sub(block, shift, out=centred)
-        sums[0] += ones @ left
-        sums[1] += ones @ right
-        sums[2] += ones @ torch.mul(left, right, out=product)
-        sums[3] += ones @ left.mul_(left)
-        sums[4] += ones @ right.mul_(right)
-    return sums
+_PART_ENTRIES, _MOST_PARTS = 2**18, 16
 
 
+class _Sums(NamedTuple):
+    """Column sums of x, y, x y, x x and y y of shifted columns, float64, shape (5, num_columns)."""
+
+    x: torch.Tensor
+    y: torch.Tensor
+    xy: torch.Tensor
+    xx: torch.Tensor
+    yy: torch.Tensor
+
+
+def _given_rows(x: Any, x_rows: torch.Tensor | None, y: torch.Tensor, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same rows of both matrices."""
+    return read_rows(x, rows if x_rows is None else x_rows[rows]), y[rows]
+
+
+def _column_sums(x: Any, x_rows: torch.Tensor | None, y: torch.Tensor) -> _Sums:
+    """Column sums, shifted by the means of the first rows; in parts that depend on the shapes alone."""
+    count, num_columns = y.shape
+    on_cpu = y.device.type == "cpu"
+    blocks = row_blocks(count, num_columns, 2**20 if on_cpu else 2**28)  # blocks that stay in the cache
+    shifts = [part.double().mean(0) for part in _given_rows(x, x_rows, y, blocks[0])]
+    num_parts = max(1, min(_MOST_PARTS, len(blocks), count * num_columns // _PART_ENTRIES)) if on_cpu else 1
+
+    def of_part(number: int) -> torch.Tensor:
+        sums = torch.zeros(5, num_columns, dtype=torch.float64, device=y.device)
+        buffers = sums.new_empty(3, blocks[0].stop, num_columns)  # reused: fresh memory costs more than adding
+        for rows in blocks[number * len(blocks) // num_parts : (number + 1) * len(blocks) // num_parts]:
+            left, right, product = buffers[:, : rows.stop - rows.start]
+            ones = left.new_ones(len(left))
+            for block, shift, centred in zip(_given_rows(x, x_rows, y, rows), shifts, (left, right), strict=True):
+                torch.sub(block, shift, out=centred)
+            sums[0] += ones @ left
+            sums[1] += ones @ right
+            sums[2] += ones @ torch.mul(left, right, out=product)
+            sums[3] += ones @ left.mul_(left)
+            sums[4] += ones @ right.mul_(right)
+        return sums
+
+    return _Sums(*torch.stack(map_blocks(of_part, range(num_parts))).sum(0))
+
+# %% ../../nbs/metric/01_correlation.ipynb #c873b597
 def _pearson(x: Any, x_rows: torch.Tensor | None, y: torch.Tensor) -> torch.Tensor:
     """Pearson correlation of each column of `x` (rows in the order of `x_rows`) with that of `y`; float64.
 
     Constant columns give nan.
     """
-    sum_x, sum_y, sum_xy, sum_xx, sum_yy = _column_sums(x, x_rows, y)
-    count = len(y)
-    covariance = sum_xy - sum_x * sum_y / count
-    product = (sum_xx - sum_x * sum_x / count) * (sum_yy - sum_y * sum_y / count)
+    sums, count = _column_sums(x, x_rows, y), len(y)
+    covariance = sums.xy - sums.x * sums.y / count
+    product = (sums.xx - sums.x * sums.x / count) * (sums.yy - sums.y * sums.y / count)
     correlation = covariance / product.clamp(min=0).sqrt()
-    sound = (product > 1e-20 * sum_xx * sum_yy) & (product > 1e-280) & torch.isfinite(product)
+    sound = (product > 1e-20 * sums.xx * sums.yy) & (product > 1e-280) & torch.isfinite(product)
     for columns in (~sound).nonzero().flatten().split(16):  # constant or nearly so, or of extreme size: rare
-        blocks = _row_blocks(*y.shape)
-        parts = [_rows(x, rows if x_rows is None else x_rows[rows])[:, columns].double() for rows in blocks]
-        correlation[columns] = _careful_pearson(torch.cat(parts), y[:, columns].double())
+        parts = [_given_rows(x, x_rows, y, rows) for rows in row_blocks(*y.shape)]
+        left, right = (torch.cat([part[:, columns].double() for part in side]) for side in zip(*parts, strict=True))
+        correlation[columns] = _careful_pearson(left, right)
     return correlation
 
 
@@ -462,15 +318,19 @@ def loo_corr(score: Any, ground_truth: tuple[torch.Tensor, torch.Tensor]) -> Cor
 
     Raises
     ------
+    TypeError
+        If `score` is no matrix of real numbers, such as a masked, complex or object array.
     ValueError
         If the shapes do not fit together, an index is beyond the rows of `score`, or a value that is compared is NaN or infinite.
     """
-    targets, indices = _check_pair(ground_truth, index_ndim=1)
+    targets, indices = _removed_of(ground_truth)
     parts, dtype = [], torch.float32
-    for columns, block in _column_blocks(score, targets.shape[1], indices):
-        parts.append(_loo_block(block, targets[:, columns].to(_device(block)), indices.to(_device(block)), columns.start))
-        dtype = torch.promote_types(dtype, _rows(block, slice(0, 1)).dtype)
-    return _finish(torch.cat(parts), len(indices), dtype, "models", pvalue_of_two=1.0)
+    with single_thread():
+        for columns, block in column_blocks(score, targets.shape[1], int(indices.min()), int(indices.max())):
+            there = device_of(block)
+            parts.append(_loo_block(block, targets[:, columns].to(there), indices.to(there), columns.start))
+            dtype = torch.promote_types(dtype, read_rows(block, slice(0, 1)).dtype)
+        return _finish(torch.cat(parts), len(indices), dtype, "models", pvalue_of_two=1.0)
 
 
 def _loo_block(score: Any, targets: torch.Tensor, indices: torch.Tensor, first_column: int) -> torch.Tensor:
@@ -478,6 +338,6 @@ def _loo_block(score: Any, targets: torch.Tensor, indices: torch.Tensor, first_c
     in_place = len(indices) == score.shape[0] and torch.equal(indices, torch.arange(len(indices), device=indices.device))
     correlation = _pearson(score, None if in_place else indices, targets)
     if bool(correlation.isnan().any()):
-        _check_finite("ground_truth", targets, ("model", "test sample"), first_column=first_column)
-        _check_finite("score", score, ("train sample", "test sample"), chosen=indices, first_column=first_column)
+        check_finite("ground_truth", targets, ("model", "test sample"), first_column=first_column)
+        check_finite("score", score, ("train sample", "test sample"), chosen=indices, first_column=first_column)
     return correlation

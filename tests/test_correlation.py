@@ -1,0 +1,210 @@
+"""Correlations over a grid of conditions: exact sums, any order, any number of threads, any form of subsets."""
+
+import math
+import warnings
+from functools import partial
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+
+from dattri.metric import lds, lds_interval, loo_corr
+
+NUM_TRAIN, NUM_TEST, NUM_SUBSETS = 60, 4, 25
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def halves(seed=0, num_train=NUM_TRAIN, num_subsets=NUM_SUBSETS):
+    draw = generator(seed)
+    return torch.stack([torch.randperm(num_train, generator=draw)[: num_train // 2] for _ in range(num_subsets)])
+
+
+def with_one(value, seed=0):
+    """Normal scores, but one of this size."""
+    score = torch.randn(NUM_TRAIN, NUM_TEST, generator=generator(seed), dtype=torch.float64)
+    score[3] = value
+    return score
+
+
+def whole(low, high, seed=0):
+    return torch.randint(low, high, (NUM_TRAIN, NUM_TEST), generator=generator(seed))
+
+
+def tenths():
+    return whole(-9, 10).double() / 10
+
+
+def random_mask():
+    return torch.rand(NUM_SUBSETS, NUM_TRAIN) < 0.5
+
+
+normal = partial(with_one, 0.5)
+SIZES = (1e16, 1e20, 1e28, -1e28, 1e35, 1e100, 1e305, 1.7e308)
+KINDS = {
+    "normal": normal,
+    "float32": lambda: normal().float(),
+    "half": lambda: normal().half(),
+    "bfloat16": lambda: normal().bfloat16(),
+    "tenths": tenths,
+    "tenths in float32": lambda: tenths().float(),
+    "thirds": lambda: whole(0, 4).double() / 3,
+    "ones and zeros": lambda: whole(0, 2).double(),
+    "bool": lambda: whole(0, 2).bool(),
+    "int8": lambda: whole(-100, 100).to(torch.int8),
+    "int64 beyond float64": lambda: whole(-(2**62), 2**62),
+    "int64 that differ in the last digit": lambda: 2**60 + whole(0, 2),
+    "heavy tails": lambda: normal() ** 15,
+    "cancelling": lambda: torch.cat([normal() * 1e17, -normal(1) * 1e17]).view(2, -1, NUM_TEST).sum(0) + normal(2),
+    "tiny": lambda: normal() * 1e-310,
+    "columns of very different size": lambda: normal() * torch.tensor([1e-200, 1.0, 1e12, 1e250], dtype=torch.float64),
+    **{f"one of {value:.0e}": partial(with_one, value) for value in SIZES},
+    "one of 1e35 in float32": lambda: with_one(1e35).float(),
+}
+
+
+def exact_lds(score, targets, subsets):
+    """Sums by `math.fsum`, or of integers without bound, correlated by scipy column by column."""
+    found = []
+    add = sum if not score.is_floating_point() else math.fsum
+    for column, target in zip(score.T, targets.T, strict=True):
+        values = column.double().tolist() if score.is_floating_point() else column.long().tolist()
+        sums = [float(add(values[row] for row in subset)) for subset in subsets]
+        found.append(scipy.stats.spearmanr(sums, target).statistic)
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sums_are_exact(kind):
+    score, subsets = KINDS[kind](), halves()
+    targets = torch.randn(NUM_SUBSETS, NUM_TEST, generator=generator(9), dtype=torch.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = lds(score, (targets, subsets)).correlation
+        expected = exact_lds(score, targets.numpy(), subsets.tolist())
+    np.testing.assert_allclose(found, expected, atol=1e-6 if found.dtype == torch.float32 else 1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_order_of_training_samples_does_not_matter(kind):
+    score, subsets = KINDS[kind](), halves()
+    targets = torch.randn(NUM_SUBSETS, NUM_TEST, generator=generator(9))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = lds(score, (targets, subsets)).correlation
+        for seed in range(40):
+            order = torch.randperm(NUM_TRAIN, generator=generator(seed))
+            moved = order.argsort()[subsets]
+            assert torch.equal(lds(score[order], (targets, moved)).correlation.nan_to_num(), expected.nan_to_num())
+
+
+def test_sums_too_large_for_float64_are_compared_all_the_same():
+    score = normal() * 1e307
+    targets = torch.randn(NUM_SUBSETS, NUM_TEST, generator=generator(9))
+    found = lds(score, (targets, halves())).correlation
+    np.testing.assert_allclose(found, lds(score / 2.0**64, (targets, halves())).correlation)
+    score[0, 2] = 5e-324
+    with pytest.raises(ValueError, match="test sample 2 has scores so large"):
+        lds(score, (targets, halves()))
+
+
+def test_bytes_do_not_depend_on_threads():
+    draw = generator()
+    score = torch.randn(3000, 80, generator=draw)
+    score[:, ::3] = (score[:, ::3] * 5).round() / 10
+    subsets = halves(num_train=3000, num_subsets=100)
+    targets, removed = torch.randn(100, 80, generator=draw), torch.randn(3000, 80, generator=draw)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            several = [*lds(score, (targets, subsets)), *loo_corr(score, (removed, torch.arange(3000)))]
+            found.append([*(part.numpy().tobytes() for part in several), lds_interval(score, (targets, subsets))])
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert found[0] == found[1] == found[2]
+
+
+def test_subsets_of_unequal_size_and_masks():
+    draw = generator(3)
+    score = torch.randn(NUM_TRAIN, NUM_TEST, generator=draw, dtype=torch.float64)
+    mask = torch.rand(NUM_SUBSETS, NUM_TRAIN, generator=draw) < torch.linspace(0.1, 0.9, NUM_SUBSETS)[:, None]
+    targets = torch.randn(NUM_SUBSETS, NUM_TEST, generator=draw, dtype=torch.float64)
+    vectors = [row.nonzero().flatten() for row in mask]
+    expected = [scipy.stats.spearmanr(mask.double() @ score[:, test], targets[:, test]) for test in range(NUM_TEST)]
+    for subsets in (mask, mask.numpy(), mask.tolist(), vectors, [vector.numpy() for vector in vectors]):
+        found = lds(score, (targets, subsets))
+        np.testing.assert_allclose(torch.stack(found, 1), expected, atol=1e-12)
+        assert lds_interval(score, (targets, subsets)) == lds_interval(score, (targets, mask))
+
+
+WRONG_SUBSETS = {
+    "mask of integers": (lambda: random_mask().long(), "looks like a mask"),
+    "mask of floats": (lambda: random_mask().double(), "looks like a mask"),
+    "mask of bytes": (lambda: random_mask().byte().numpy(), "looks like a mask"),
+    "mask of integers, transposed": (lambda: torch.ones(NUM_TRAIN, NUM_SUBSETS).long(), "one subset for each row"),
+    "mask, transposed": (lambda: torch.ones(NUM_TRAIN, NUM_SUBSETS).bool(), "one subset for each row"),
+    "mask of other data": (lambda: torch.ones(NUM_SUBSETS, NUM_TRAIN - 1).bool(), "59 columns"),
+    "a position twice": (lambda: torch.cat([halves(), halves()[:, :1]], 1), "more than once"),
+    "beyond the samples": (lambda: halves() + 31, "names positions 31 to 90"),
+    "negative": (lambda: halves() - 1, "names positions -1 to"),
+    "fractions": (lambda: halves() / 2, "whole numbers"),
+    "fewer": (lambda: halves()[1:], "one subset for each row"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_SUBSETS)
+@pytest.mark.parametrize("metric", [lds, lds_interval])
+def test_subsets_that_are_no_subsets(name, metric):
+    make, message = WRONG_SUBSETS[name]
+    with pytest.raises(ValueError, match=message):
+        metric(normal(), (torch.randn(NUM_SUBSETS, NUM_TEST), make()))
+
+
+REFUSED = {
+    "masked": lambda score: np.ma.masked_array(score, score > 0),
+    "longdouble": lambda score: score.astype(np.longdouble),
+    "complex": lambda score: score.astype(complex),
+    "object": lambda score: score.astype(object),
+    "text": lambda score: score.astype(str),
+    "structured": lambda score: score.view([("a", "f8")]),
+    "float8": lambda score: torch.from_numpy(score).to(torch.float8_e4m3fn),
+    "sparse": lambda score: torch.from_numpy(score).to_sparse(),
+    "meta": lambda score: torch.from_numpy(score).to("meta"),
+    "nested": lambda score: torch.nested.nested_tensor(list(torch.from_numpy(score))),
+    "quantised": lambda score: torch.quantize_per_tensor(torch.from_numpy(score).float(), 0.1, 0, torch.qint8),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("way", ["whole", "in blocks"])
+def test_scores_that_are_no_real_numbers_are_refused_by_name(name, way):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        bad = REFUSED[name](normal().numpy())
+    score = bad if way == "whole" else iter([bad])
+    truths = {lds: (torch.randn(NUM_SUBSETS, NUM_TEST), halves()), loo_corr: (normal(), torch.arange(NUM_TRAIN))}
+    for metric, truth in truths.items():
+        with pytest.raises((TypeError, ValueError), match=r"^score: "):
+            metric(score, truth)
+
+
+@pytest.mark.parametrize(
+    ("num_subsets", "num_tests", "shared"), [(10, 5, 0.0), (10, 50, 0.5), (20, 50, 0.0), (50, 5, 1.0)]
+)
+@pytest.mark.parametrize("correlation", [0.0, 0.9])
+def test_an_interval_holds_the_true_mean(num_subsets, num_tests, shared, correlation):
+    """Scores and targets that are normal with a known correlation; `benchmarks/coverage.py` has the whole grid."""
+    pearson = 2 * math.sin(math.pi * correlation / 6)
+    draw, held, repeats = np.random.default_rng(5), 0, 200
+    single = torch.eye(num_subsets, dtype=torch.bool)  # each subset is one sample, so its sum is its score
+    for _ in range(repeats):
+        common, own = draw.standard_normal((2, num_subsets, 1)), draw.standard_normal((2, num_subsets, num_tests))
+        x, noise = torch.from_numpy(shared**0.5 * common + (1 - shared) ** 0.5 * own)
+        interval = lds_interval(x, (pearson * x + math.sqrt(1 - pearson**2) * noise, single))
+        held += interval.low <= correlation <= interval.high
+    assert held >= 0.9 * repeats
