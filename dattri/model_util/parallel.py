@@ -6,16 +6,21 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 import operator
+import os
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
@@ -76,13 +81,52 @@ class Shared:
             self._here[self.key] = cloudpickle.loads(self.pickled if stored else sys.modules["ray"].get(self.pickled))
         return self._here[self.key]
 
+# %% ../../nbs/model_util/05_parallel.ipynb #57ab5773
+_WATCH = "dattri-watches-parent"
+
+
+def _parent_to_watch(backend: Any) -> int | None:
+    """Process that the workers of a backend must not survive: this one, if joblib itself starts them for it."""
+    own = type(backend).__module__ == "joblib._parallel_backends"  # threads find themselves in it
+    return os.getpid() if own and os.name == "posix" else None
+
+
+def _parent_is_gone(parent: int, first: int) -> bool:
+    """Whether the parent of this worker has died; `first` is what the system called the worker's parent in the beginning."""
+    if os.getppid() != first:
+        return True
+    maker = multiprocessing.parent_process()
+    if first == parent or maker is None:
+        return first != parent
+    try:
+        return not maker.is_alive()  # a fork server stands between the two
+    except ValueError:  # loky's workers cannot ask, and have no fork server: the parent died before this one asked
+        return True
+
+
+def _end_with(parent: int | None) -> None:
+    """In a worker process, once: end it soon after its parent, whatever it is doing, and leave Ctrl-C to the parent."""
+    if parent in (None, os.getpid()) or any(thread.name == _WATCH for thread in threading.enumerate()):
+        return
+    first = os.getppid()
+
+    def watch() -> None:
+        while not _parent_is_gone(parent, first):
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, name=_WATCH, daemon=True).start()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, lambda *_: None)
+
 # %% ../../nbs/model_util/05_parallel.ipynb #b91b097d
 _Task = TypeVar("_Task")
 _Result = TypeVar("_Result")
 
 
-def _call(shared: Shared, task: Any, size: int) -> tuple[int, Any]:
+def _call(shared: Shared, parent: int | None, task: Any, size: int) -> tuple[int, Any]:
     """Run one task in the process that got it."""
+    _end_with(parent)
     return size, shared.get()(task)
 
 
@@ -158,7 +202,7 @@ def run_tasks(
     description: str = "",
     done: int = 0,
     sizes: Sequence[int] | None = None,
-) -> Iterator[_Result]:
+) -> Generator[_Result, None, None]:
     """Call `function` on every task and give the results as they come, in any order.
 
     Parameters
@@ -180,17 +224,38 @@ def run_tasks(
     ------
     ValueError
         If `n_jobs` is not an integer other than 0.
+    KeyboardInterrupt
+        After Ctrl-C; says how far the run was. Its worker processes have ended by then.
     """
     n_jobs = check_n_jobs(n_jobs)
+    backend = get_active_backend()[0]
     shared = Shared(function)
-    shared.hand_to(get_active_backend()[0])
+    shared.hand_to(backend)
     sizes = [1] * len(tasks) if sizes is None else sizes
     with _bar(description, done, sum(sizes)) as bar:
         if not tasks:
             return
-        for size, result in _engine(n_jobs)(delayed(_call)(shared, *pair) for pair in zip(tasks, sizes, strict=True)):
-            bar.update(size)
-            yield result
+        call = partial(delayed(_call), shared, _parent_to_watch(backend))
+        calls = (call(*pair) for pair in zip(tasks, sizes, strict=True))
+        finished = 0
+        try:
+            for size, result in _results(_engine(n_jobs), calls):
+                bar.update(size)
+                finished += size
+                yield result
+        except KeyboardInterrupt:
+            told = f"{description}: " if description else ""
+            raise KeyboardInterrupt(f"Interrupted ({told}{finished} of {sum(sizes)} models done)") from None
+
+
+def _results(engine: Parallel, calls: Iterator[Any]) -> Iterator[Any]:
+    """What the calls return, as it comes; workers stop at once when nobody wants more."""
+    results = engine(calls)
+    try:
+        yield from results
+    finally:
+        if isinstance(results, Generator):
+            results.close()
 
 # %% ../../nbs/model_util/05_parallel.ipynb #cb7937ca
 def in_units(items: Sequence[_Task], size: int, at_least: int = 1) -> list[Sequence[_Task]]:

@@ -11,8 +11,9 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -218,9 +219,11 @@ def _run(job: TrainJob, tasks: Sequence[Task], n_jobs: int | None) -> None:
     units = [unit for unit in groups if not open_tasks.isdisjoint(unit)]
     sizes = [len(open_tasks.intersection(unit)) for unit in units]
     try:
-        for news in run_tasks(job, units, n_jobs=n_jobs, description=description, done=done, sizes=sizes):
-            for message in news:
+        with closing(run_tasks(job, units, n_jobs=n_jobs, description=description, done=done, sizes=sizes)) as results:
+            for message in chain.from_iterable(results):
                 warnings.warn(message, stacklevel=4)
+    except KeyboardInterrupt:
+        raise _interrupted(job, tasks) from None
     except (RetrainError, TypeError, ValueError, OSError):
         raise
     except Exception as error:  # whatever an engine raises when a worker of it dies
@@ -237,6 +240,14 @@ def _units(job: TrainJob, tasks: Sequence[Task]) -> list[Sequence[Task]]:
     if job.pool is None:
         return in_units(tasks, job.train_func.group_size())
     return in_units(tasks, job.train_func.group_size(device=job.pool.devices[0]), at_least=len(job.pool.devices))
+
+
+def _interrupted(job: TrainJob, tasks: Sequence[Task]) -> KeyboardInterrupt:
+    """What Ctrl-C ends with: what is kept, and how to go on."""
+    done = len(tasks) - len(find_missing(job.directory, tasks)[0])
+    return KeyboardInterrupt(
+        f"Interrupted: {done} of {len(tasks)} models are kept in {job.directory.path}; the same call goes on from there."
+    )
 
 
 def _lost_worker(job: TrainJob, tasks: Sequence[Task], error: Exception) -> RetrainError:
