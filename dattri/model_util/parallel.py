@@ -20,7 +20,6 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
@@ -117,7 +116,21 @@ def _end_with(parent: int | None) -> None:
 
     threading.Thread(target=watch, name=_WATCH, daemon=True).start()
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, lambda *_: None)
+        signal.signal(signal.SIGINT, lambda *_: None)  # what train_func starts is not told to ignore it
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+@contextmanager
+def _started_quietly(parent: int | None) -> Iterator[None]:
+    """Let the processes that are started in the block keep Ctrl-C waiting until `_end_with` is called in them."""
+    if parent is None:
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 # %% ../../nbs/model_util/05_parallel.ipynb #b91b097d
 _Task = TypeVar("_Task")
@@ -235,22 +248,32 @@ def run_tasks(
     with _bar(description, done, sum(sizes)) as bar:
         if not tasks:
             return
-        call = partial(delayed(_call), shared, _parent_to_watch(backend))
-        calls = (call(*pair) for pair in zip(tasks, sizes, strict=True))
+        parent = _parent_to_watch(backend)
+        calls = (delayed(_call)(shared, parent, *pair) for pair in zip(tasks, sizes, strict=True))
         finished = 0
         try:
-            for size, result in _results(_engine(n_jobs), calls):
+            for size, result in _results(_engine(n_jobs), calls, parent):
                 bar.update(size)
                 finished += size
                 yield result
-        except KeyboardInterrupt:
+        except BaseException as error:
+            if not _is_interrupt(error):
+                raise
             told = f"{description}: " if description else ""
-            raise KeyboardInterrupt(f"Interrupted ({told}{finished} of {sum(sizes)} models done)") from None
+            raise KeyboardInterrupt(
+                f"Interrupted ({told}{finished} of {sum(sizes)} models done). The same call goes on from what is on disk."
+            ) from None
 
 
-def _results(engine: Parallel, calls: Iterator[Any]) -> Iterator[Any]:
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind an error, be it that stopping an engine half started raised another one."""
+    return error is not None and (isinstance(error, KeyboardInterrupt) or _is_interrupt(error.__context__))
+
+
+def _results(engine: Parallel, calls: Iterator[Any], parent: int | None) -> Iterator[Any]:
     """What the calls return, as it comes; workers stop at once when nobody wants more."""
-    results = engine(calls)
+    with _started_quietly(parent) if engine.return_generator else nullcontext():  # else all the work is done here
+        results = engine(calls)
     try:
         yield from results
     finally:
