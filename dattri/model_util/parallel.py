@@ -21,6 +21,7 @@ from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import pairwise
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -126,6 +127,7 @@ def _started_quietly(parent: int | None) -> Iterator[None]:
     if parent is None:
         yield
         return
+    resource_tracker.ensure_running()  # joblib needs it; started in the block, it would end the blocking
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
