@@ -50,7 +50,7 @@ def _one_line_errors() -> Iterator[None]:
         typer.secho(f"Error: {error}", err=True, fg="red")
         raise typer.Exit(1) from error
     except KeyboardInterrupt as error:
-        typer.secho("Interrupted. What is finished is kept: the same command goes on from there.", err=True)
+        typer.secho(str(error) or "Interrupted. What is finished is kept: the same command goes on from there.", err=True)
         raise typer.Exit(130) from error
 
 

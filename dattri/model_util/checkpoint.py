@@ -10,7 +10,7 @@ import os
 import sys
 import uuid
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -126,10 +126,24 @@ def cpu_state(model: nn.Module) -> dict[str, Any]:
     return state
 
 # %% ../../nbs/model_util/02_checkpoint.ipynb #9ba8ce66
-def nonfinite_names(state: dict[str, Any]) -> list[str]:
-    """Names of the floating-point tensors in `state` that hold NaN or infinity."""
+def nonfinite_names(state: dict[str, Any], buffers: Collection[str] = ()) -> list[str]:
+    """Names of the tensors in a state dict that say that training diverged.
+
+    Parameters
+    ----------
+    state : dict
+        Tensors by name; all else is passed over.
+    buffers : collection of str, optional
+        Names of those that may be infinite, but not NaN. Default: none.
+
+    Returns
+    -------
+    list of str
+        Those that hold NaN or, unless they are buffers, infinity.
+    """
     tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
-    return [n for n, t in tensors.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
+    numbers = {name: value for name, value in tensors.items() if value.is_floating_point() or value.is_complex()}
+    return [n for n, t in numbers.items() if bool((t.isnan() if n in buffers else ~t.isfinite()).any())]
 
 # %% ../../nbs/model_util/02_checkpoint.ipynb #0354b444
 def to_bytes(obj: Any) -> bytes:

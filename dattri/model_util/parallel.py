@@ -6,16 +6,22 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 import operator
+import os
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import pairwise
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,7 +34,7 @@ from joblib.parallel import get_active_backend
 from tqdm.auto import tqdm
 
 # %% auto #0
-__all__ = ['Shared', 'check_n_jobs', 'run_tasks', 'in_units', 'DevicePool']
+__all__ = ['Shared', 'check_n_jobs', 'one_bar', 'run_tasks', 'in_units', 'DevicePool']
 
 # %% ../../nbs/model_util/05_parallel.ipynb #05e35968
 class Shared:
@@ -75,13 +81,67 @@ class Shared:
             self._here[self.key] = cloudpickle.loads(self.pickled if stored else sys.modules["ray"].get(self.pickled))
         return self._here[self.key]
 
+# %% ../../nbs/model_util/05_parallel.ipynb #57ab5773
+_WATCH = "dattri-watches-parent"
+
+
+def _parent_to_watch(backend: Any) -> int | None:
+    """Process that the workers of a backend must not survive: this one, if joblib itself starts them for it."""
+    own = type(backend).__module__ == "joblib._parallel_backends"  # threads find themselves in it
+    return os.getpid() if own and os.name == "posix" else None
+
+
+def _parent_is_gone(parent: int, first: int) -> bool:
+    """Whether the parent of this worker has died; `first` is what the system called the worker's parent in the beginning."""
+    if os.getppid() != first:
+        return True
+    maker = multiprocessing.parent_process()
+    if first == parent or maker is None:
+        return first != parent
+    try:
+        return not maker.is_alive()  # a fork server stands between the two
+    except ValueError:  # loky's workers cannot ask, and have no fork server: the parent died before this one asked
+        return True
+
+
+def _end_with(parent: int | None) -> None:
+    """In a worker process, once: end it soon after its parent, whatever it is doing, and leave Ctrl-C to the parent."""
+    if parent in (None, os.getpid()) or any(thread.name == _WATCH for thread in threading.enumerate()):
+        return
+    first = os.getppid()
+
+    def watch() -> None:
+        while not _parent_is_gone(parent, first):
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, name=_WATCH, daemon=True).start()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, lambda *_: None)  # what train_func starts is not told to ignore it
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+@contextmanager
+def _started_quietly(parent: int | None) -> Iterator[None]:
+    """Let the processes that are started in the block keep Ctrl-C waiting until `_end_with` is called in them."""
+    if parent is None:
+        yield
+        return
+    resource_tracker.ensure_running()  # joblib needs it; started in the block, it would end the blocking
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
 # %% ../../nbs/model_util/05_parallel.ipynb #b91b097d
 _Task = TypeVar("_Task")
 _Result = TypeVar("_Result")
 
 
-def _call(shared: Shared, task: Any, size: int) -> tuple[int, Any]:
+def _call(shared: Shared, parent: int | None, task: Any, size: int) -> tuple[int, Any]:
     """Run one task in the process that got it."""
+    _end_with(parent)
     return size, shared.get()(task)
 
 
@@ -103,6 +163,51 @@ def _engine(n_jobs: int | None) -> Parallel:
     except ValueError:
         return Parallel(n_jobs=n_jobs)
 
+# %% ../../nbs/model_util/05_parallel.ipynb #4b4d62bb
+_outer_bar: ContextVar[tqdm | None] = ContextVar("outer_bar", default=None)
+
+
+@contextmanager
+def one_bar(description: str, total: int = 0) -> Iterator[tqdm]:
+    """Count the models of all runs in the block with one progress bar; they show none of their own.
+
+    Parameters
+    ----------
+    description : str
+        Stands before the bar, in place of the descriptions of the runs.
+    total : int, optional
+        Models of all runs together, those that a resumed run finds included. The bar's end moves where the runs turn
+        out to have more, so 0 is right where their number is not known beforehand.
+
+    Yields
+    ------
+    tqdm.tqdm
+        The bar, for a new description or a note. Inside another `one_bar` it is that one's.
+    """
+    if (outer := _outer_bar.get()) is not None:
+        yield outer
+        return
+    with tqdm(total=total, desc=description, unit="model") as bar:
+        token = _outer_bar.set(bar)
+        try:
+            yield bar
+        finally:
+            _outer_bar.reset(token)
+
+
+@contextmanager
+def _bar(description: str, done: int, models: int) -> Iterator[tqdm]:
+    """A bar over the models of a run, or the one that counts several runs."""
+    if (outer := _outer_bar.get()) is None:
+        with tqdm(total=done + models, initial=done, desc=description, unit="model") as bar:
+            yield bar
+        return
+    outer.total = max(outer.total or 0, outer.n + done + models)
+    if not outer.disable:  # models found are no sign of speed
+        outer.n, outer.initial, outer.last_print_n = outer.n + done, outer.initial + done, outer.last_print_n + done
+        outer.refresh()
+    yield outer
+
 # %% ../../nbs/model_util/05_parallel.ipynb #bde45b14
 def run_tasks(
     function: Callable[[_Task], _Result],
@@ -112,7 +217,7 @@ def run_tasks(
     description: str = "",
     done: int = 0,
     sizes: Sequence[int] | None = None,
-) -> Iterator[_Result]:
+) -> Generator[_Result, None, None]:
     """Call `function` on every task and give the results as they come, in any order.
 
     Parameters
@@ -134,17 +239,48 @@ def run_tasks(
     ------
     ValueError
         If `n_jobs` is not an integer other than 0.
+    KeyboardInterrupt
+        After Ctrl-C; says how far the run was. Its worker processes have ended by then.
     """
     n_jobs = check_n_jobs(n_jobs)
+    backend = get_active_backend()[0]
     shared = Shared(function)
-    shared.hand_to(get_active_backend()[0])
+    shared.hand_to(backend)
     sizes = [1] * len(tasks) if sizes is None else sizes
-    with tqdm(total=done + sum(sizes), initial=done, desc=description, unit="model") as bar:
+    with _bar(description, done, sum(sizes)) as bar:
         if not tasks:
             return
-        for size, result in _engine(n_jobs)(delayed(_call)(shared, *pair) for pair in zip(tasks, sizes, strict=True)):
-            bar.update(size)
-            yield result
+        parent = _parent_to_watch(backend)
+        calls = (delayed(_call)(shared, parent, *pair) for pair in zip(tasks, sizes, strict=True))
+        finished = 0
+        try:
+            for size, result in _results(_engine(n_jobs), calls, parent):
+                bar.update(size)
+                finished += size
+                yield result
+        except BaseException as error:
+            if not _is_interrupt(error):
+                raise
+            told = f"{description}: " if description else ""
+            raise KeyboardInterrupt(
+                f"Interrupted ({told}{finished} of {sum(sizes)} models done). The same call goes on from what is on disk."
+            ) from None
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind an error, be it that stopping an engine half started raised another one."""
+    return error is not None and (isinstance(error, KeyboardInterrupt) or _is_interrupt(error.__context__))
+
+
+def _results(engine: Parallel, calls: Iterator[Any], parent: int | None) -> Iterator[Any]:
+    """What the calls return, as it comes; workers stop at once when nobody wants more."""
+    with _started_quietly(parent) if engine.return_generator else nullcontext():  # else all the work is done here
+        results = engine(calls)
+    try:
+        yield from results
+    finally:
+        if isinstance(results, Generator):
+            results.close()
 
 # %% ../../nbs/model_util/05_parallel.ipynb #cb7937ca
 def in_units(items: Sequence[_Task], size: int, at_least: int = 1) -> list[Sequence[_Task]]:

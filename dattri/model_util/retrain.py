@@ -5,14 +5,16 @@
 # %% ../../nbs/model_util/06_retrain.ipynb #74f76442
 from __future__ import annotations
 
+import difflib
 import inspect
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,7 @@ from dattri.model_util.retrain_dir import (
     RetrainDir,
     checked_path,
     find_missing,
+    function_name,
     plan_metadata,
     plan_of,
     start,
@@ -150,7 +153,7 @@ class TrainJob:
     def _save(self, task: Task, model: nn.Module) -> list[str]:
         """Save one model."""
         state = cpu_state(model)
-        broken = nonfinite_names(state)
+        broken = nonfinite_names(state, {name for name, _ in model.named_buffers(remove_duplicate=False)})
         name = self.plan.name(task)
         news = [f"{name} has NaN or infinity in {', '.join(broken)}: training diverged"] if broken else []
         if isinstance(self.plan, LooPlan) and task.group == self.plan.indices[0]:
@@ -218,9 +221,11 @@ def _run(job: TrainJob, tasks: Sequence[Task], n_jobs: int | None) -> None:
     units = [unit for unit in groups if not open_tasks.isdisjoint(unit)]
     sizes = [len(open_tasks.intersection(unit)) for unit in units]
     try:
-        for news in run_tasks(job, units, n_jobs=n_jobs, description=description, done=done, sizes=sizes):
-            for message in news:
+        with closing(run_tasks(job, units, n_jobs=n_jobs, description=description, done=done, sizes=sizes)) as results:
+            for message in chain.from_iterable(results):
                 warnings.warn(message, stacklevel=4)
+    except KeyboardInterrupt:
+        raise _interrupted(job, tasks) from None
     except (RetrainError, TypeError, ValueError, OSError):
         raise
     except Exception as error:  # whatever an engine raises when a worker of it dies
@@ -237,6 +242,14 @@ def _units(job: TrainJob, tasks: Sequence[Task]) -> list[Sequence[Task]]:
     if job.pool is None:
         return in_units(tasks, job.train_func.group_size())
     return in_units(tasks, job.train_func.group_size(device=job.pool.devices[0]), at_least=len(job.pool.devices))
+
+
+def _interrupted(job: TrainJob, tasks: Sequence[Task]) -> KeyboardInterrupt:
+    """What Ctrl-C ends with: what is kept, and how to go on."""
+    done = len(tasks) - len(find_missing(job.directory, tasks)[0])
+    return KeyboardInterrupt(
+        f"Interrupted: {done} of {len(tasks)} models are kept in {job.directory.path}; the same call goes on from there."
+    )
 
 
 def _lost_worker(job: TrainJob, tasks: Sequence[Task], error: Exception) -> RetrainError:
@@ -303,7 +316,8 @@ def retrain_loo(
     Raises
     ------
     TypeError
-        If the samples of `dataloader` have no fixed positions, or `train_func` returns no module.
+        If the samples of `dataloader` have no fixed positions, `train_func` does not take `kwargs` or needs others, or it
+        returns no module.
     ValueError
         If `indices`, `seed` or `partition` is invalid, or the directory holds another run; names each field that differs.
     RetrainError
@@ -320,6 +334,7 @@ def retrain_loo(
 
     check_n_jobs(n_jobs)
     pool = _pool(devices, train_func, kwargs)
+    _check_keywords(retrain_loo, train_func, kwargs, pool)
     recipe.check_batches(len(recipe) - 1)
     part, num_parts = check_partition(partition)
     own = slice(part * len(removed) // num_parts, (part + 1) * len(removed) // num_parts)
@@ -332,6 +347,44 @@ def _check_train_func(train_func: Any) -> None:
     """`TypeError` unless it can be called."""
     if not callable(train_func):
         raise TypeError(f"train_func: expected a function of a dataloader, got {type(train_func).__name__}")
+
+
+_OWN = ("train_func", "dataloader", "path", "kwargs")  # parameters of the verbs that are no options
+
+
+def _check_keywords(verb: Callable, train_func: Any, kwargs: dict[str, Any], pool: DevicePool | None) -> None:
+    """`TypeError` if the training function does not take these keywords, or needs others; before anything is written."""
+    many = hasattr(train_func, "train_many")
+    given, passed = (3, ("shuffle", "batch_size", "drop_last", "collate_fn")) if many else (1, ())
+    try:
+        signature = inspect.signature(train_func.train_many if many else train_func)
+    except (TypeError, ValueError):  # a built-in function does not say what it takes
+        return
+    extra = [name for name, there in (("seed", not many), ("device", pool is not None)) if there and _takes(train_func, name)]
+    keywords = dict.fromkeys([*kwargs, *passed, *extra])
+    try:
+        signature.bind(*[None] * given, **keywords)
+    except TypeError as error:
+        name = function_name(train_func)
+        problem = _call_problem(verb, name, signature, given, keywords)
+        raise TypeError(problem or f"train_func: {name} cannot be called with a dataloader: {error}") from None
+
+
+def _call_problem(verb: Callable, name: str, signature: inspect.Signature, given: int, keywords: dict[str, Any]) -> str:
+    """Which keyword is unknown, with the one that was probably meant, or which is missing; "" if it is something else."""
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    free = [parameter for parameter in list(signature.parameters.values())[given:] if parameter.kind in kinds]
+    known = [parameter.name for parameter in free]
+    options = [option for option in inspect.signature(verb).parameters if option not in _OWN]
+    for keyword in [keyword for keyword in keywords if keyword not in known]:
+        close = difflib.get_close_matches(keyword, [*known, *options], n=1)
+        meant = f"Did you mean {close[0]}=? " if close else ""
+        return (
+            f"{keyword}: neither {verb.__name__} nor train_func takes this argument. {meant}{verb.__name__} takes "
+            f"{', '.join(options)}; train_func ({name}) takes {', '.join(known) or 'nothing but the dataloader'}."
+        )
+    missing = [parameter.name for parameter in free if parameter.default is parameter.empty and parameter.name not in keywords]
+    return f"{missing[0]}: train_func ({name}) needs this argument; pass {missing[0]}= to {verb.__name__}" if missing else ""
 
 
 def _pool(devices: Any, train_func: Callable, kwargs: dict[str, Any]) -> DevicePool | None:
@@ -407,7 +460,8 @@ def retrain_lds(
     Raises
     ------
     TypeError
-        If the samples of `dataloader` have no fixed positions, or `train_func` returns no module.
+        If the samples of `dataloader` have no fixed positions, `train_func` does not take `kwargs` or needs others, or it
+        returns no module.
     ValueError
         If `total_num_subsets` is negative or not a multiple of `num_subsets`, another argument is out of its range, or
         the directory holds another run; names each field that differs.
@@ -428,6 +482,7 @@ def retrain_lds(
 
     check_n_jobs(n_jobs)
     pool = _pool(devices, train_func, kwargs)
+    _check_keywords(retrain_lds, train_func, kwargs, pool)
     directory = start(checked_path(path), metadata_for, seed, overwrite=overwrite, groups=range(start_id, stop))
     plan = plan_of(directory.metadata)
     tasks = [task for task in plan.tasks() if start_id <= task.group < stop]

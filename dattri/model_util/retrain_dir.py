@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from itertools import product
+from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,6 @@ __all__ = ['FORMAT', 'MODULE', 'describe', 'function_name', 'function_arguments'
 # %% ../../nbs/model_util/04_retrain_dir.ipynb #29d5ab46
 FORMAT = 1
 MODULE = "model.pt"
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 _MAP = {"loo": "map_index_dir", "lds": "subset_dir_map"}
 
@@ -128,6 +128,27 @@ def plan_of(metadata: Mapping[str, Any]) -> LooPlan | LdsPlan:
     keys = ("data_length", "num_subsets", "subset_ratio", "num_runs_per_subset", "seed")
     return LdsPlan(*(metadata[key] for key in keys))
 
+# %% ../../nbs/model_util/04_retrain_dir.ipynb #65f92efd
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """The safe loader, which reads `pathlib` objects as text."""
+
+
+def _path_text(loader: _Loader, node: yaml.Node, flavour: type[PurePath]) -> str:
+    """Text of a path that is written as a call: of one text, or of a list of parts."""
+    parts = node.value if isinstance(node, yaml.SequenceNode) else [node]
+    texts = [part.value for part in parts if isinstance(part, yaml.ScalarNode) and part.tag in (_TEXT, node.tag)]
+    if len(texts) < len(parts):
+        raise yaml.constructor.ConstructorError(None, None, f"expected the parts of a path for {node.tag}", node.start_mark)
+    return flavour(*texts).as_posix()
+
+
+_TEXT = "tag:yaml.org,2002:str"
+_PATHS = {"Path": PurePosixPath, "PosixPath": PurePosixPath, "PurePath": PurePosixPath, "PurePosixPath": PurePosixPath,
+          "WindowsPath": PureWindowsPath, "PureWindowsPath": PureWindowsPath}
+for _how, _module, _name in product(("apply", "new"), ("pathlib", "pathlib._local"), _PATHS):
+    _tag = f"tag:yaml.org,2002:python/object/{_how}:{_module}.{_name}"
+    _Loader.add_constructor(_tag, partial(_path_text, flavour=_PATHS[_name]))
+
 # %% ../../nbs/model_util/04_retrain_dir.ipynb #cadc31e0
 def read_metadata(path: Path) -> dict[str, Any]:
     """Read and check `metadata.yml` in the directory `path`.
@@ -147,9 +168,9 @@ def read_metadata(path: Path) -> dict[str, Any]:
     if not file.exists():
         raise FileNotFoundError(f"{file} not found; expected a directory written by retrain_loo or retrain_lds")
     try:
-        metadata = yaml.load(file.read_bytes(), _LOADER)  # noqa: S506  (one of the two safe loaders)
+        metadata = yaml.load(file.read_bytes(), _Loader)  # noqa: S506  (a safe loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise _unreadable(file, f"it is not YAML: {error}") from error
+        raise _unreadable(file, f"it is not plain YAML: {error}") from error
     if not isinstance(metadata, dict) or metadata.get("mode") not in _MAP:
         raise _unreadable(file, "it is cut off or was not written by retrain_loo or retrain_lds")
     if "format" in metadata:
@@ -162,8 +183,8 @@ def read_metadata(path: Path) -> dict[str, Any]:
 def _unreadable(file: Path, reason: str) -> ValueError:
     """Error for a metadata.yml that cannot be used."""
     return ValueError(
-        f"{file} cannot be used: {reason}. Restore the file from a copy, retrain into another path, "
-        "or retrain here with overwrite=True, which removes the models in it."
+        f"{file} cannot be used: {reason}. Restore the file from a copy, or retrain into another path; the models in this "
+        "directory stay as they are."
     )
 
 
@@ -336,8 +357,11 @@ def _differences(name: str, found: Any, wanted: Any) -> list[str]:
 def compare_plans(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """`ValueError` naming each field in which the directory at `path` differs from the present call."""
     if "format" not in found:
-        listed = "It was written by another tool, which did not record enough to continue it"
-    elif found["mode"] != wanted["mode"]:
+        raise ValueError(
+            f"{path} already holds models of another tool, which did not record enough to continue them. Use another path; "
+            "calculate_loo_ground_truth and calculate_lds_ground_truth read these."
+        )
+    if found["mode"] != wanted["mode"]:
         listed = f"mode: {found['mode']!r} there, {wanted['mode']!r} in this call"
     else:
         listed = "; ".join(_differences("", found, {k: v for k, v in wanted.items() if k not in _NOT_COMPARED}))
@@ -357,7 +381,7 @@ def _read_existing(path: Path, mode: str) -> dict[str, Any] | None:
     if path.is_dir() and (module or any(any(folder.glob("model_weights*.pt")) for folder in _group_folders(path))):
         raise ValueError(
             f"{path} holds {MODULE if module else 'models'} but no metadata.yml, so nobody can say what they were trained on. Restore the file, "
-            "use another path, or overwrite=True to replace the models."
+            "or use another path."
         )
     return None
 
@@ -459,10 +483,10 @@ def require_complete(directory: RetrainDir) -> None:
     if missing:
         shown = ", ".join(file.relative_to(directory.path).as_posix() for file in missing[:5])
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        raise FileNotFoundError(
-            f"{directory.path} is incomplete: {shown}{more} missing, of {len(files)} files. "
-            f"Train what is missing with {_call(directory)}; what is there is kept."
-        )
+        remedy = "Another tool wrote it: train what is missing there, or copy the files that are missing."
+        if "format" in directory.metadata:
+            remedy = f"Train what is missing with {_call(directory)}; what is there is kept."
+        raise FileNotFoundError(f"{directory.path} is incomplete: {shown}{more} missing, of {len(files)} files. {remedy}")
 
 
 def _call(directory: RetrainDir) -> str:
