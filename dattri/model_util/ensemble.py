@@ -5,8 +5,10 @@
 # %% ../../nbs/model_util/08_ensemble.ipynb #9ee152ca
 from __future__ import annotations
 
+import random
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from typing import Any
@@ -15,11 +17,22 @@ import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, default_collate
-from torch.utils.flop_counter import FlopCounterMode
 
 from .plan import check_int
-from .seeds import seeded
-from .stack import ModelStack, check_settings, fitting_models, in_groups, new_model, tensors_of
+from .seeds import derive_seed, seeded
+from dattri.model_util.stack import (
+    ModelStack,
+    check_settings,
+    fitting_models,
+    in_blocks,
+    in_groups,
+    is_heavy,
+    is_huge,
+    new_model,
+    operations,
+    tensors_of,
+)
+from .threads import is_plain_thread, map_blocks, single_thread
 
 # %% auto #0
 __all__ = ['EnsembleTrainer']
@@ -94,29 +107,26 @@ class _Samples:
             ) from error
 
 # %% ../../nbs/model_util/08_ensemble.ipynb #576b5ed0
-_SMALL_STEP = 1_000_000  # operations for one model; from there on two threads were faster than one
+class _DrewError(Exception):
+    """A model that is trained on a thread of its own drew random numbers that all threads share."""
 
 
-def _is_small(model: nn.Module, inputs: torch.Tensor, batch_size: int) -> bool:
-    """Whether one step of a model on the CPU is too small to be divided; `inputs` is a batch of one sample."""
-    try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            model.eval()(inputs)
-    except Exception:  # whatever the model raises: training says it better
-        return False
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    return batch_size * (counter.get_total_flops() + parameters) < _SMALL_STEP
+def _random_state() -> tuple[Any, ...]:
+    """The state of all generators that threads share."""
+    numpy_state = np.random.get_state(legacy=False)  # noqa: NPY002
+    return torch.get_rng_state().numpy().tobytes(), repr(numpy_state), numpy_state["state"]["key"].tobytes(), random.getstate()
 
 
-@contextmanager
-def _single_thread() -> Iterator[None]:
-    """Let torch use one thread inside the block; for blocks within `seeded`, which are one at a time in a process."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+class _Watch:
+    """What a block looks at after each step: whether it shall stop, and after the first one whether it drew."""
+
+    def __init__(self) -> None:
+        self.before, self.stop = _random_state(), threading.Event()
+
+    def check(self) -> None:
+        """`_DrewError` if any block drew since the beginning."""
+        if _random_state() != self.before:
+            raise _DrewError
 
 # %% ../../nbs/model_util/08_ensemble.ipynb #cc2c0695
 def _epoch_orders(
@@ -134,6 +144,107 @@ def _epoch_orders(
         order = torch.stack([drawn[seed] for seed in seeds])
         yield order[chosen.gather(1, order)].view_as(positions)
 
+# %% ../../nbs/model_util/08_ensemble.ipynb #e1ad9570
+def _resident_bytes(device: torch.device) -> int:
+    """How large data may be to be put on a device as a whole."""
+    return torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else 2**31
+
+
+@dataclass(frozen=True)
+class _Training:
+    """One call of `EnsembleTrainer.train_many`: what all of its groups share; `work` is None on a GPU."""
+
+    trainer: EnsembleTrainer
+    samples: _Samples
+    batch_size: int
+    work: int | None
+    _: KW_ONLY
+    shuffle: bool
+    drop_last: bool
+    device: Any
+
+    def group(self, subsets: Sequence[np.ndarray], seeds: Sequence[int]) -> list[ModelStack]:
+        """Train a group, in blocks on a CPU."""
+        places = range(len(seeds))
+        blocks = [places] if self.work is None else in_blocks(places, self.work)
+        chosen = [([subsets[place] for place in block], [seeds[place] for place in block]) for block in blocks]
+        if self._may_share():
+            with suppress(_DrewError):
+                return self._at_once(chosen)
+        return [self._alone(*block) for block in chosen]
+
+    def _may_share(self) -> bool:
+        """Whether threads may train at once: they neither call the user's data set nor need settings of this thread."""
+        return self.work is not None and self.samples.resident is not None and is_plain_thread()
+
+    def _at_once(self, blocks: Sequence[tuple[Sequence[np.ndarray], Sequence[int]]]) -> list[ModelStack]:
+        """Train each block on one of several threads; `_DrewError` if that makes random numbers depend on their speed."""
+        with seeded(blocks[0][1][0]):
+            ready = [self._new_stack(*block) for block in blocks]
+            watch = _Watch()
+            stacks = map_blocks(lambda block: self._train(*block, watch), ready, grad=True, stop=watch.stop)
+            watch.check()
+        return stacks
+
+    def _alone(self, subsets: Sequence[np.ndarray], seeds: Sequence[int]) -> ModelStack:
+        """Train a block, or the group on a GPU, under its own seed."""
+        one_thread = self.work is not None and not is_huge(self.work)
+        with seeded(seeds[0]), single_thread() if one_thread else nullcontext():
+            return self._train(*self._new_stack(subsets, seeds))
+
+    def _new_stack(self, subsets: Sequence[np.ndarray], seeds: Sequence[int]) -> tuple[ModelStack, Iterator[torch.Tensor]]:
+        """One new model per seed, and the order of its samples."""
+        orders = _epoch_orders(subsets, seeds, len(self.samples.dataset), shuffle=self.shuffle)
+        first = self.trainer._new_model(seeds[0], self.device)
+        generator = None if self.work is None else torch.Generator().manual_seed(derive_seed(seeds[0], 0))
+        stack = ModelStack(first, len(seeds), generator)
+        for row, seed in enumerate(seeds):
+            model = first if seed == seeds[0] else self.trainer._new_model(seed, self.device)
+            if model is first and seed != seeds[0]:
+                raise ValueError("model_fn: it returned the same module twice; it must make a new one at each call")
+            stack.put(row, model)
+        return stack, orders
+
+    def _train(self, stack: ModelStack, orders: Iterator[torch.Tensor], watch: _Watch | None = None) -> ModelStack:
+        """Train the models of a stack as one."""
+        optimizer = self.trainer.optimizer(list(stack.parameters.values()))
+        scheduler = self.trainer.scheduler(optimizer) if self.trainer.scheduler else None
+        for epoch in range(self.trainer.num_epochs):
+            for step, indices in enumerate(next(orders).to(self.samples.device).split(self.batch_size, dim=1)):
+                if self.drop_last and indices.shape[1] < self.batch_size:
+                    continue
+                if watch is not None and watch.stop.is_set():
+                    return stack
+                optimizer.zero_grad()
+                losses = stack.losses(self.trainer.loss_fn, self.samples.batch(indices))
+                self._check_losses(losses)
+                losses.sum().backward()
+                optimizer.step()
+                if watch is not None and epoch == step == 0:
+                    watch.check()
+            if scheduler:
+                scheduler.step()
+        return stack
+
+    @staticmethod
+    def _check_losses(losses: torch.Tensor) -> None:
+        """`ValueError` unless there is one loss per model."""
+        if losses.ndim != 1:
+            raise ValueError(
+                f"loss_fn: expected the mean loss of a batch, one number, got shape {tuple(losses.shape[1:])}; "
+                "for torch's losses leave out reduction='none'"
+            )
+
+
+def _threads_for(
+    model: nn.Module, inputs: torch.Tensor, device: torch.device
+) -> Callable[[], AbstractContextManager[None]]:
+    """What the steps of a single model are made in: one thread, unless all have enough to do."""
+    if device.type != "cpu":
+        return nullcontext
+    with seeded(0):
+        return nullcontext if is_huge(operations(model, inputs, len(inputs))) else single_thread
+
 # %% ../../nbs/model_util/08_ensemble.ipynb #6fe6c9aa
 @dataclass(frozen=True)
 class EnsembleTrainer:
@@ -141,9 +252,13 @@ class EnsembleTrainer:
 
     Call it like any training function, ``trainer(dataloader, seed=None)``, for one model; `retrain_loo` and `retrain_lds`
     use `train_many` when they get one. Every model ends, up to rounding, where it would have ended alone: same initial
-    weights, same order of samples. Layers that draw random numbers, such as dropout, draw them for a whole group: the models are
+    weights, same order of samples. Layers that draw random numbers, such as dropout, draw them for several models: the models are
     as good, but which numbers they get, and so the bytes, depends on who else is in the group (on shards, `max_models`, the number of
     devices). The same holds for a data set that augments at random. A resumed call with the same arguments makes the same groups.
+
+    On a CPU, threads share the models and not the operations: as many models (or blocks of small ones) are trained at the same
+    time as torch has threads, and the bytes do not depend on that number. Models that draw random numbers by other means than
+    dropout, and samples that are fetched or collated one by one, are trained on one thread.
 
     Parameters
     ----------
@@ -207,12 +322,15 @@ class EnsembleTrainer:
         device = next(model.parameters()).device
         optimizer = self.optimizer(model.parameters())
         scheduler = self.scheduler(optimizer) if self.scheduler else None
+        threads = None
         for _ in range(self.num_epochs):
             for inputs, *targets in dataloader:
-                optimizer.zero_grad()
-                outputs = model(inputs.to(device))
-                self.loss_fn(outputs, *(target.to(device) for target in targets)).backward()
-                optimizer.step()
+                threads = threads or _threads_for(model, inputs, device)
+                with threads():
+                    optimizer.zero_grad()
+                    outputs = model(inputs.to(device))
+                    self.loss_fn(outputs, *(target.to(device) for target in targets)).backward()
+                    optimizer.step()
             if scheduler:
                 scheduler.step()
         return model
@@ -293,61 +411,16 @@ class EnsembleTrainer:
         place = next(example.parameters()).device
         with seeded(seeds[0] if len(seeds) else 0):  # what a data set that augments draws, and a model that is tried
             samples = _Samples(dataset, collate_fn, place, _resident_bytes(place))
-            one_thread = place.type == "cpu" and _is_small(example, samples.first[0], size)
+            work = operations(example, samples.first[0], size) if place.type == "cpu" else None
+        training = _Training(self, samples, size, work, shuffle=shuffle, drop_last=drop_last, device=device)
+        several = self._limit.get("models", size_of_groups) > 1 and not (work is not None and is_heavy(work))
 
-        def train(chosen: Sequence[int]) -> ModelStack:
-            if len(chosen) == 1 and self._limit.get("models", size_of_groups) > 1:
+        def train(chosen: Sequence[int]) -> list[ModelStack]:
+            if len(chosen) == 1 and several:
                 chosen = [*chosen, *chosen]  # one model alone is rounded in another way than the same one among others
-            own_seeds = [seeds[number] for number in chosen]
-            orders = _epoch_orders([subsets[number] for number in chosen], own_seeds, len(dataset), shuffle=shuffle)
-            stack = self._new_stack(own_seeds, device)
-            with seeded(own_seeds[0]), _single_thread() if one_thread else nullcontext():  # the seed: what dropout draws
-                return self._train_stack(stack, samples, orders, size, drop_last=drop_last)
+            return training.group([subsets[number] for number in chosen], [seeds[number] for number in chosen])
 
         for numbers in by_length.values():
-            for chosen, stack in in_groups(numbers, size_of_groups, train, self._limit):
-                yield [(number, stack.take(row)) for row, number in enumerate(chosen)]
-
-    def _new_stack(self, seeds: Sequence[int], device: Any) -> ModelStack:
-        """One new model per seed."""
-        first = self._new_model(seeds[0], device)
-        stack = ModelStack(first, len(seeds))
-        for row, seed in enumerate(seeds):
-            model = first if seed == seeds[0] else self._new_model(seed, device)
-            if model is first and seed != seeds[0]:
-                raise ValueError("model_fn: it returned the same module twice; it must make a new one at each call")
-            stack.put(row, model)
-        return stack
-
-    def _train_stack(
-        self, stack: ModelStack, samples: _Samples, orders: Iterator[torch.Tensor], size: int, *, drop_last: bool
-    ) -> ModelStack:
-        """Train models as one."""
-        optimizer = self.optimizer(list(stack.parameters.values()))
-        scheduler = self.scheduler(optimizer) if self.scheduler else None
-        for _ in range(self.num_epochs):
-            for indices in next(orders).to(samples.device).split(size, dim=1):
-                if drop_last and indices.shape[1] < size:
-                    continue
-                optimizer.zero_grad()
-                losses = stack.losses(self.loss_fn, samples.batch(indices))
-                self._check_losses(losses)
-                losses.sum().backward()
-                optimizer.step()
-            if scheduler:
-                scheduler.step()
-        return stack
-
-    @staticmethod
-    def _check_losses(losses: torch.Tensor) -> None:
-        """`ValueError` unless there is one loss per model."""
-        if losses.ndim != 1:
-            raise ValueError(
-                f"loss_fn: expected the mean loss of a batch, one number, got shape {tuple(losses.shape[1:])}; "
-                "for torch's losses leave out reduction='none'"
-            )
-
-
-def _resident_bytes(device: torch.device) -> int:
-    """How large data may be to be put on a device as a whole."""
-    return torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else 2**31
+            for chosen, stacks in in_groups(numbers, size_of_groups, train, self._limit):
+                models = (stack.take(row) for stack in stacks for row in range(stack.num_models))
+                yield list(zip(chosen, models, strict=False))

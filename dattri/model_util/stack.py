@@ -9,30 +9,81 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 from torch.func import functional_call, vmap
 from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from .plan import check_int
 from .seeds import seeded
 
 # %% auto #0
-__all__ = ['ModelStack', 'check_settings', 'tensors_of', 'new_model', 'fitting_models', 'in_groups']
+__all__ = ['ModelStack', 'check_settings', 'tensors_of', 'new_model', 'fitting_models', 'operations', 'is_heavy', 'is_huge',
+           'in_blocks', 'in_groups']
 
 # %% ../../nbs/model_util/07_stack.ipynb #799d277a
-class _SamplesLast(TorchFunctionMode):
-    """Linear layers on a CPU multiply with the samples last."""
+class _CpuLayers(TorchFunctionMode):
+    """Layers on a CPU: dropout from a generator of its own, and what suits several models at once."""
+
+    def __init__(self, generator: torch.Generator | None, *, several: bool) -> None:
+        super().__init__()
+        self.generator, self.several = generator, several
+        self.replaced: dict[Callable, Callable] = {
+            nn.functional.linear: self._linear,
+            nn.functional.dropout: self._dropout,
+            nn.functional.scaled_dot_product_attention: self._attention,
+        }
 
     def __torch_function__(self, function: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if function is nn.functional.linear and not kwargs and args[0].ndim == 2 and args[0].device.type == "cpu":
-            inputs, weight, bias = (*args, None)[:3]
-            outputs = (weight @ inputs.T).T
-            return outputs if bias is None else outputs + bias
-        return function(*args, **kwargs)
+        replaced = self.replaced.get(function)
+        if replaced is None or not args or args[0].device.type != "cpu":
+            return function(*args, **(kwargs or {}))
+        return replaced(*args, **(kwargs or {}))
+
+    def _linear(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """The product with the samples last."""
+        if not self.several or input.ndim != 2:
+            return nn.functional.linear(input, weight, bias)
+        outputs = (weight @ input.T).T
+        return outputs if bias is None else outputs + bias
+
+    def _dropout(
+        self, input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False  # noqa: FBT001, FBT002
+    ) -> torch.Tensor:
+        """Zeros drawn from the generator."""
+        if self.generator is None or not training or not 0 < p < 1:
+            return nn.functional.dropout(input, p, training, inplace)
+        kept = torch.rand(input.shape, generator=self.generator) >= p
+        return input * (kept.to(input.dtype) * (1 / (1 - p)))
+
+    def _attention(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attn_mask: torch.Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,  # noqa: FBT001, FBT002
+        **options: Any,
+    ) -> torch.Tensor:
+        """Attention as products, for several models, and for dropout from the generator."""
+        draws = self.generator is not None and dropout_p > 0
+        if options.get("enable_gqa") or not (self.several or draws):
+            fused = nn.functional.scaled_dot_product_attention
+            return fused(query, key, value, attn_mask, dropout_p, is_causal, **options)
+        scale = options.get("scale")
+        scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.mT
+        if is_causal:
+            attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device).tril()
+        if attn_mask is not None and attn_mask.dtype == torch.bool:
+            scores = scores.where(attn_mask, -torch.inf)
+        elif attn_mask is not None:
+            scores = scores + attn_mask
+        return self._dropout(scores.softmax(-1), dropout_p, training=dropout_p > 0) @ value
 
 # %% ../../nbs/model_util/07_stack.ipynb #e470a6c6
 class ModelStack:
@@ -44,6 +95,8 @@ class ModelStack:
         A model like all others; says shapes, dtypes, device and which parameters are trained. It is not changed.
     num_models : int
         Number of models.
+    generator : torch.Generator, optional
+        What dropout draws from on a CPU. Default: torch's own generator.
 
     Attributes
     ----------
@@ -51,8 +104,8 @@ class ModelStack:
         Parameters are leaves, ready for an optimizer; those that are frozen in the template stay frozen.
     """
 
-    def __init__(self, template: nn.Module, num_models: int) -> None:
-        self.template, self.num_models = template, num_models
+    def __init__(self, template: nn.Module, num_models: int, generator: torch.Generator | None = None) -> None:
+        self.template, self.num_models, self.generator = template, num_models, generator
         self.parameters = {
             name: value.detach().new_empty(num_models, *value.shape).requires_grad_(value.requires_grad)
             for name, value in template.named_parameters()
@@ -74,6 +127,17 @@ class ModelStack:
             for name, value in values:
                 value.copy_(stacked[name][number])
         return model
+
+    def parts(self, blocks: Sequence[Sequence[int]]) -> list[ModelStack]:
+        """Stacks of neighbouring rows, for threads of their own; they share their values with this one."""
+        stacks = []
+        for rows in blocks:
+            stack = copy.copy(self)
+            stack.num_models, stack.template = len(rows), copy.deepcopy(self.template)
+            stack.parameters = {name: value[rows[0] : rows[-1] + 1] for name, value in self.parameters.items()}
+            stack.buffers = {name: value[rows[0] : rows[-1] + 1] for name, value in self.buffers.items()}
+            stacks.append(stack)
+        return stacks
 
     def losses(self, loss_fn: Callable, batch: Sequence[torch.Tensor], *, shared: bool = False) -> torch.Tensor:
         """What `loss_fn` says about each model.
@@ -110,7 +174,7 @@ class ModelStack:
         mapped = vmap(self._of_one(loss_fn), in_dims=dims, randomness="different")
 
         def call() -> Any:
-            with _SamplesLast():
+            with _CpuLayers(self.generator, several=True):
                 return mapped(self.parameters, self.buffers, *batch)
 
         try:
@@ -139,7 +203,8 @@ class ModelStack:
 
     def _of_single(self, loss_fn: Callable, batch: Sequence[torch.Tensor], shared: bool) -> Any:
         """The same of the only model, called directly."""
-        values, rebound = self._of_first(loss_fn, batch, shared)
+        with nullcontext() if self.generator is None else _CpuLayers(self.generator, several=False):
+            values, rebound = self._of_first(loss_fn, batch, shared)
         if not isinstance(values, torch.Tensor):
             raise ValueError(f"loss_fn: expected a tensor, it returned {type(values).__name__}")
         return values[None], {name: value[None] for name, value in rebound.items()}
@@ -222,11 +287,55 @@ def fitting_models(model: nn.Module) -> int:
         return max(1, min(_MOST_GPU, torch.cuda.get_device_properties(device).total_memory // (16 * size)))
     return max(4, min(_MOST_CPU, _CACHE_BYTES // size))
 
-# %% ../../nbs/model_util/07_stack.ipynb #ae423f3a
+# %% ../../nbs/model_util/07_stack.ipynb #e18882fe
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
+_SMALL_STEP, _HEAVY_STEP, _HUGE_STEP = 5_000_000, 100_000_000, 3_000_000_000  # operations of a forward pass
 
 
+def operations(model: nn.Module, inputs: torch.Tensor, batch_size: int) -> int:
+    """Operations of a forward pass of one model over a batch, counted for the first of `inputs`; -1 if it fails."""
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            copy.deepcopy(model).eval()(inputs[:1])
+    except Exception:  # whatever the model raises: training or evaluating it says it better
+        return -1
+    return batch_size * (counter.get_total_flops() + sum(parameter.numel() for parameter in model.parameters()))
+
+
+def is_heavy(work: int) -> bool:
+    """Whether a step of one model is so much work that stacking costs more than it saves."""
+    return work >= _HEAVY_STEP
+
+
+def is_huge(work: int) -> bool:
+    """Whether a step of one model is so much work that torch's threads share it well, even beside other programs."""
+    return work >= _HUGE_STEP
+
+
+def in_blocks(items: Sequence[_Item], work: int) -> list[Sequence[_Item]]:
+    """Models of a group in blocks of equal size, or nearly, that are handled by one thread each.
+
+    Parameters
+    ----------
+    items : sequence
+        The models.
+    work : int
+        Operations of one model in a forward pass.
+
+    Returns
+    -------
+    list of sequences
+        An even number if possible. One model per block if stacking does not pay, and otherwise two or more.
+    """
+    most = 1 if is_heavy(work) else 8 if work >= _SMALL_STEP else 16
+    number = -(-len(items) // most)
+    if most > 1 and number % 2 and len(items) > 3:
+        number += 1
+    bounds = [len(items) * place // number for place in range(number + 1)] if number else []
+    return [items[start:end] for start, end in pairwise(bounds)]
+
+# %% ../../nbs/model_util/07_stack.ipynb #ae423f3a
 def in_groups(
     items: Sequence[_Item], size: int, run: Callable[[Sequence[_Item]], _Result], limit: dict[str, int] | None = None
 ) -> Iterator[tuple[Sequence[_Item], _Result]]:

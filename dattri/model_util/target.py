@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,26 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from .checkpoint import load_checkpoint
-from .stack import ModelStack, check_settings, fitting_models, in_groups, new_model, tensors_of
+from dattri.model_util.stack import (
+    ModelStack,
+    check_settings,
+    fitting_models,
+    in_blocks,
+    in_groups,
+    is_huge,
+    new_model,
+    operations,
+    tensors_of,
+)
+from .threads import is_plain_thread, map_blocks, single_thread
 
 # %% auto #0
 __all__ = ['EnsembleTarget']
 
 # %% ../../nbs/model_util/09_target.ipynb #35f5ff6e
+_WORTH_THREADS = 100_000_000  # operations of a batch; the start of a thread takes as long as a million
+
+
 @dataclass(frozen=True)
 class EnsembleTarget:
     """A target function for both ground truths that evaluates many models of one architecture at once.
@@ -123,12 +138,12 @@ class EnsembleTarget:
     def _evaluate(self, stack: ModelStack, dataloader: DataLoader) -> torch.Tensor:
         """Values of the models of a stack, shape (num_models, num_test)."""
         tensors = [*stack.parameters.values(), *stack.buffers.values()]
-        parts = []
+        device = tensors[0].device if tensors else torch.device("cpu")
+        parts, losses = [], None
         for batch in dataloader:
-            parts_of_batch = tensors_of(batch, "dataloader")
-            if tensors:
-                parts_of_batch = tuple(part.to(tensors[0].device) for part in parts_of_batch)
-            values = stack.losses(self.loss_fn, parts_of_batch, shared=True)
+            parts_of_batch = tuple(part.to(device) for part in tensors_of(batch, "dataloader"))
+            losses = losses or self._losses_of(stack, parts_of_batch[0])
+            values = losses(parts_of_batch)
             if values.ndim != 2 or values.shape[1] != len(parts_of_batch[0]):
                 raise ValueError(
                     f"loss_fn: expected one value for each of the {len(parts_of_batch[0])} samples of a batch, got shape "
@@ -136,3 +151,20 @@ class EnsembleTarget:
                 )
             parts.append(values)
         return torch.cat(parts, dim=1)
+
+    def _losses_of(self, stack: ModelStack, inputs: torch.Tensor) -> Callable[[Sequence[torch.Tensor]], torch.Tensor]:
+        """What evaluates a batch: on a CPU blocks of models, each on one thread."""
+        if inputs.device.type != "cpu":
+            return lambda batch: stack.losses(self.loss_fn, batch, shared=True)
+        work = operations(stack.template, inputs, len(inputs))
+        stacks = stack.parts(in_blocks(range(stack.num_models), work))
+        at_once = is_plain_thread() and work * stack.num_models >= _WORTH_THREADS
+
+        def losses(batch: Sequence[torch.Tensor]) -> torch.Tensor:
+            call = lambda part: part.losses(self.loss_fn, batch, shared=True)  # noqa: E731
+            if at_once and len(stacks) > 1:
+                return torch.cat(map_blocks(call, stacks))
+            with nullcontext() if is_huge(work) else single_thread():
+                return torch.cat([call(part) for part in stacks])
+
+        return losses

@@ -5,8 +5,9 @@
 # %% ../../nbs/model_util/10_threads.ipynb #c82fb341
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
@@ -14,7 +15,7 @@ from typing import TypeVar
 import torch
 
 # %% auto #0
-__all__ = ['single_thread', 'map_blocks']
+__all__ = ['single_thread', 'is_plain_thread', 'map_blocks']
 
 # %% ../../nbs/model_util/10_threads.ipynb #3ca51e93
 _free: ContextVar[int | None] = ContextVar("free", default=None)  # threads that blocks may use; None: as many as torch has
@@ -38,20 +39,35 @@ def single_thread(free: int | None = None) -> Iterator[None]:
         torch.set_num_threads(before)
         _free.reset(token)
 
+# %% ../../nbs/model_util/10_threads.ipynb #fea393c3
+def is_plain_thread() -> bool:
+    """Whether work of the calling thread means the same on another: no autocast, and tensors are made on the CPU."""
+    return torch.get_default_device().type == "cpu" and not torch.is_autocast_enabled("cpu")
+
 # %% ../../nbs/model_util/10_threads.ipynb #dd4f03f8
 _Block = TypeVar("_Block")
 _Result = TypeVar("_Result")
 
 
-def map_blocks(function: Callable[[_Block], _Result], blocks: Sequence[_Block]) -> list[_Result]:
+def map_blocks(
+    function: Callable[[_Block], _Result],
+    blocks: Sequence[_Block],
+    *,
+    grad: bool = False,
+    stop: threading.Event | None = None,
+) -> list[_Result]:
     """Call `function` on every block, on as many threads as torch has outside of `single_thread`, each block on one thread.
 
     Parameters
     ----------
     function : callable
-        Takes a block. It is called without gradients, and with one torch thread.
+        Takes a block. It is called with one torch thread.
     blocks : sequence
         What to work on, e.g. slices of columns.
+    grad : bool
+        Record gradients. Blocks then always run on threads of their own, whose memory stays in the process between steps.
+    stop : threading.Event, optional
+        Set as soon as a block fails or the call is interrupted. Long blocks look at it and end early.
 
     Returns
     -------
@@ -59,16 +75,32 @@ def map_blocks(function: Callable[[_Block], _Result], blocks: Sequence[_Block]) 
         The results, in the order of the blocks.
     """
     before = torch.get_num_threads()
-    threads = min(_free.get() or before, len(blocks))
+    workers = min(_free.get() or before, len(blocks))
 
     def call(block: _Block) -> _Result:
-        with single_thread(free=1), torch.no_grad():
+        with single_thread(free=1), torch.set_grad_enabled(grad):
             return function(block)
 
-    if threads <= 1:
+    if workers == 0 or (workers == 1 and not grad):
         return [call(block) for block in blocks]
     try:
-        with ThreadPoolExecutor(threads) as pool:
-            return list(pool.map(call, blocks))
+        with ThreadPoolExecutor(workers) as pool:
+            return _results([pool.submit(call, block) for block in blocks], stop)
     finally:
         torch.set_num_threads(before)  # threads that start later take over what was set last in any thread
+
+
+def _results(futures: list[Future[_Result]], stop: threading.Event | None) -> list[_Result]:
+    """What all blocks give; after an error or an interruption the others end as soon as they can."""
+    try:
+        wait(futures, return_when=FIRST_EXCEPTION)
+        for future in futures:
+            if future.done():
+                future.result()  # raises the error of a block without waiting for the others
+        return [future.result() for future in futures]
+    except BaseException:
+        if stop is not None:
+            stop.set()
+        for future in futures:
+            future.cancel()
+        raise

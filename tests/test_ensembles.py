@@ -1,0 +1,209 @@
+"""Ensembles on several threads: the same bytes for any number of threads, whatever models, losses and data draw."""
+
+import random
+import threading
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
+
+from dattri.model_util import stack as stack_module
+from dattri.model_util import target as target_module
+from dattri.model_util.ensemble import EnsembleTrainer
+from dattri.model_util.target import EnsembleTarget
+
+INPUTS = torch.randn(60, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+DATA = TensorDataset(INPUTS, torch.arange(60) % 3)
+SUBSETS = [np.sort(np.random.default_rng(number).choice(60, 30, replace=False)) for number in range(21)]
+
+
+class Attention(nn.Module):
+    """A transformer over eight tokens, with torch's fused attention."""
+
+    def __init__(self, dropout):
+        super().__init__()
+        self.mixed, self.head, self.dropout = nn.Linear(8, 24), nn.Linear(8, 3), dropout
+
+    def forward(self, x):
+        query, key, value = self.mixed(x.flatten(1, 2)).chunk(3, -1)
+        dropout = self.dropout if self.training else 0.0
+        mixed = nn.functional.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
+        return self.head(nn.functional.dropout(mixed, dropout).mean(1))
+
+
+class Noisy(nn.Module):
+    """Draws from a generator that all threads share, from the given step on."""
+
+    def __init__(self, draw, first=0):
+        super().__init__()
+        self.layer, self.draw, self.first, self.calls = nn.Linear(64, 3), draw, first, 0
+
+    def forward(self, x):
+        self.calls += 1
+        noise = self.draw() if self.training and self.calls > self.first else 0.0
+        return self.layer(x.flatten(1)) + noise
+
+
+class Augmented(Dataset):
+    """Draws at each access."""
+
+    def __len__(self):
+        return len(DATA)
+
+    def __getitem__(self, place):
+        return DATA[place][0] + 0.1 * torch.randn(1, 8, 8), DATA[place][1]
+
+
+def mlp(dropout=0.0, width=16):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, 3))
+
+
+def conv():
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+
+
+MODELS = {
+    "lr": lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 3)),
+    "mlp": mlp,
+    "conv": conv,
+    "attention": partial(Attention, 0.0),
+    "dropout": partial(mlp, 0.3),
+    "attention-dropout": partial(Attention, 0.2),
+    "alpha-dropout": lambda: nn.Sequential(mlp(), nn.AlphaDropout(0.2)),
+    "numpy": lambda: Noisy(lambda: float(np.random.rand())),  # noqa: NPY002
+    "python": lambda: Noisy(random.random),
+    "late": lambda: Noisy(random.random, first=5),
+}
+WORK = {"small": {}, "medium": {"_SMALL_STEP": 0}, "heavy": {"_HEAVY_STEP": 0}}
+
+
+@pytest.fixture(params=WORK)
+def work(request, monkeypatch):
+    """Lets the small models of these tests count as larger ones."""
+    for name, value in WORK[request.param].items():
+        monkeypatch.setattr(stack_module, name, value)
+    return request.param
+
+
+@pytest.fixture
+def with_threads():
+    """Calls a function with a number of torch threads."""
+    before = torch.get_num_threads()
+
+    def call(count, function):
+        torch.set_num_threads(count)
+        try:
+            return function()
+        finally:
+            assert torch.get_num_threads() == count
+            torch.set_num_threads(before)
+
+    return call
+
+
+def trainer_of(model_fn, **options):
+    settings = {"optimizer": partial(torch.optim.SGD, lr=0.05, momentum=0.9), "num_epochs": 2, "batch_size": 8}
+    return EnsembleTrainer(model_fn, cross_entropy, **{**settings, **options})
+
+
+def train(trainer, subsets=SUBSETS, data=DATA, **options):
+    """Weights of all models, with whatever the caller's random state is."""
+    torch.rand(1), np.random.rand(), random.random()  # noqa: NPY002
+    state = torch.get_rng_state()
+    groups = trainer.train_many(data, subsets, range(len(subsets)), **options)
+    models = [model for group in groups for _, model in group]
+    assert torch.equal(torch.get_rng_state(), state)
+    return [torch.cat([value.flatten().double() for value in model.state_dict().values()]) for model in models]
+
+
+def assert_same(left, right):
+    assert len(left) == len(right)
+    assert all(map(torch.equal, left, right))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_bytes_do_not_depend_on_threads(name, work, with_threads):
+    trainer = trainer_of(MODELS[name])
+    found = [with_threads(count, partial(train, trainer)) for count in (1, 2, 4)]
+    assert_same(found[0], found[1])
+    assert_same(found[0], found[2])
+    assert not torch.equal(found[0][0], found[0][1])
+
+
+def collated(samples):
+    """A collate function of the user's."""
+    return default_collate(samples)
+
+
+@pytest.mark.parametrize("options", [{"data": Augmented()}, {"collate_fn": collated}])
+def test_bytes_do_not_depend_on_threads_for_data(options, work, with_threads):
+    found = [with_threads(count, partial(train, trainer_of(mlp), **options)) for count in (1, 2, 4)]
+    assert_same(found[0], found[1])
+    assert_same(found[0], found[2])
+
+
+@pytest.mark.parametrize("name", ["lr", "mlp", "conv", "attention"])
+def test_models_end_where_they_end_alone_in_any_group(name, work):
+    trainer = trainer_of(MODELS[name])
+    whole = train(trainer)
+    for size in (2, 5, 20):
+        assert_same(train(trainer_of(MODELS[name], max_models=size)), whole)
+    assert_same(train(trainer, SUBSETS[:1]), whole[:1])
+    (alone,) = train(trainer_of(MODELS[name], max_models=1), SUBSETS[:1])
+    torch.testing.assert_close(alone, whole[0], atol=1e-4, rtol=1e-4)
+
+
+def test_dropout_of_a_heavy_model_does_not_depend_on_its_group(monkeypatch):
+    monkeypatch.setattr(stack_module, "_HEAVY_STEP", 0)
+    assert_same(train(trainer_of(MODELS["dropout"]), SUBSETS[:1]), train(trainer_of(MODELS["dropout"]))[:1])
+
+
+@pytest.mark.filterwarnings("error:.*batching rule")
+def test_attention_is_one_call_for_all_models():
+    train(trainer_of(MODELS["attention"]))
+
+
+def test_models_are_trained_by_several_threads(with_threads):
+    """And each of them uses one."""
+    seen = set()
+
+    def loss_fn(outputs, labels):
+        seen.add((threading.get_ident(), torch.get_num_threads()))
+        return cross_entropy(outputs, labels)
+
+    trainer = EnsembleTrainer(mlp, loss_fn, optimizer=torch.optim.Adam, num_epochs=3, batch_size=8)
+    with_threads(2, partial(train, trainer))
+    assert len(seen) == 2
+    assert {count for _, count in seen} == {1}
+
+
+def test_an_error_of_one_block_ends_the_others(with_threads):
+    steps = []
+
+    def loss_fn(outputs, labels):
+        steps.append(threading.get_ident())
+        if len(steps) == 20:
+            raise KeyError("the loss is broken")
+        return cross_entropy(outputs, labels)
+
+    trainer = EnsembleTrainer(mlp, loss_fn, optimizer=torch.optim.Adam, num_epochs=10_000, batch_size=8)
+    with pytest.raises(KeyError, match="broken"):
+        with_threads(2, partial(train, trainer))
+
+
+@pytest.mark.parametrize("name", ["lr", "mlp", "conv", "attention"])
+def test_targets_do_not_depend_on_threads(name, work, with_threads, monkeypatch):
+    monkeypatch.setattr(target_module, "_WORTH_THREADS", 0)
+    models = [MODELS[name]() for _ in range(21)]
+    loss_fn = partial(cross_entropy, reduction="none")
+    target = EnsembleTarget(MODELS[name], loss_fn)
+    loader = DataLoader(DATA, batch_size=16)
+    found = [with_threads(count, lambda: target.evaluate_many(models, loader)) for count in (1, 2, 4)]
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+    expected = torch.stack([loss_fn(model.eval()(INPUTS), DATA.tensors[1]) for model in models])
+    torch.testing.assert_close(found[0], expected.detach(), atol=1e-4, rtol=1e-4)
