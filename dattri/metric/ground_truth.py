@@ -24,7 +24,7 @@ from ..model_util.retrain_dir import MODULE, RetrainDir, require_complete
 from ..model_util.seeds import seeded
 
 # %% auto #0
-__all__ = ['evaluate_checkpoints', 'GroundTruth', 'calculate_loo_ground_truth', 'calculate_lds_ground_truth']
+__all__ = ['evaluate_checkpoints', 'GroundTruth', 'as_ground_truth', 'calculate_loo_ground_truth', 'calculate_lds_ground_truth']
 
 # %% ../../nbs/metric/00_ground_truth.ipynb #72661121
 def _count_tests(dataloader: DataLoader) -> int:
@@ -120,7 +120,7 @@ class _Evaluation:
             found = dict(pair for group in groups for pair in group)
             return torch.stack([found[key] for key in keys])
 
-# %% ../../nbs/metric/00_ground_truth.ipynb #5b765041
+# %% ../../nbs/metric/00_ground_truth.ipynb #40eccaa1
 _INTEGERS = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64}
 
 
@@ -176,7 +176,7 @@ class GroundTruth(NamedTuple):
         OSError
             If the file cannot be written.
         """
-        write_whole(Path(path).expanduser(), to_bytes(tuple(_checked_truth("ground_truth", self))))
+        write_whole(Path(path).expanduser(), to_bytes(tuple(as_ground_truth("ground_truth", self))))
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> GroundTruth:
@@ -194,11 +194,14 @@ class GroundTruth(NamedTuple):
         file = Path(path).expanduser()
         if not file.is_file():
             raise FileNotFoundError(f"ground truth: there is no file {file}")
-        return _checked_truth(f"ground truth {file}", load_checkpoint(file))
+        return as_ground_truth(f"ground truth {file}", load_checkpoint(file))
 
 
-def _checked_truth(name: str, pair: Any) -> GroundTruth:
-    """A pair as a ground truth with tensors of its own; errors name what is wrong with it."""
+torch.serialization.add_safe_globals([GroundTruth])  # a pair of tensors: torch.load may make one of a file
+
+# %% ../../nbs/metric/00_ground_truth.ipynb #e91fecde
+def as_ground_truth(name: str, pair: Any) -> GroundTruth:
+    """A ground truth on the CPU, in tensors of its own, from any pair; `TypeError` or `ValueError` naming what is wrong with it."""
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
         got = f"{type(pair).__name__}" + (f" of length {len(pair)}" if isinstance(pair, (tuple, list)) else "")
         raise ValueError(f"{name}: expected a pair of tensors (values, indices), got {got}")
@@ -206,9 +209,6 @@ def _checked_truth(name: str, pair: Any) -> GroundTruth:
     if values.ndim != 2:
         raise ValueError(f"{name}, values: expected shape (num_models, num_test), got {tuple(values.shape)}")
     return GroundTruth(values, _own_indices(f"{name}, indices", pair[1], len(values)))  # type: ignore[arg-type]
-
-
-torch.serialization.add_safe_globals([GroundTruth])  # a pair of tensors: torch.load may make one of a file
 
 # %% ../../nbs/metric/00_ground_truth.ipynb #3f11730d
 @dataclass(frozen=True)
