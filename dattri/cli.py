@@ -16,8 +16,9 @@ from typing import Annotated
 import typer
 
 # %% auto #0
-__all__ = ['app', 'Model', 'Dataset', 'Metric', 'Home', 'Device', 'Jobs', 'Overwrite', 'Redownload', 'main', 'demo',
-           'list_settings', 'load', 'evaluate', 'retrain', 'build', 'publish']
+__all__ = ['app', 'Model', 'Dataset', 'Metric', 'ModelOrTruth', 'DatasetOrTruth', 'MetricOrTruth', 'Home', 'Device', 'Jobs',
+           'Overwrite', 'Redownload', 'main', 'demo', 'list_settings', 'load', 'evaluate', 'retrain', 'build',
+           'publish']
 
 # %% ../nbs/cli.ipynb #d518019d
 app = typer.Typer(help="Is your training-data attribution right? Retrain, measure, and know.", no_args_is_help=True)
@@ -87,6 +88,9 @@ def demo(
 Model = Annotated[str, typer.Option(help="Model of the setting; see `dattri list`.")]
 Dataset = Annotated[str, typer.Option(help="Data set of the setting.")]
 Metric = Annotated[str, typer.Option(help="lds, loo or mislabel.")]
+ModelOrTruth = Annotated[str | None, typer.Option("--model", help="Model of the setting to judge with; see `dattri list`.")]
+DatasetOrTruth = Annotated[str | None, typer.Option("--dataset", help="Data set of the setting.")]
+MetricOrTruth = Annotated[str | None, typer.Option("--metric", help="lds, loo or mislabel; with --ground-truth, its shape says which.")]
 Home = Annotated[Path, typer.Option(help="Where benchmarks and data are kept.")]
 Device = Annotated[str | None, typer.Option(help="Where to train and evaluate, e.g. cuda. Default: the CPU.")]
 Jobs = Annotated[int | None, typer.Option(help="Worker processes; -1: one per core. Default: none but this one.")]
@@ -121,23 +125,42 @@ def load(
     shapes = [tuple(tensor.shape) for tensor in (truth if isinstance(truth, tuple) else [truth])]
     typer.echo(f"ground truth ({metric}): {' and '.join(map(str, shapes))}")
 
+# %% ../nbs/cli.ipynb #eb974b43
+def _check_truth_options(ground_truth: Path | None, **setting: str | None) -> None:
+    """`ValueError` unless there is either a file or a whole setting to judge with."""
+    given = [f"--{name}" for name, value in setting.items() if value is not None]
+    missing = [f"--{name}" for name, value in setting.items() if value is None]
+    if ground_truth is None and missing:
+        raise ValueError(f"what to judge with: {' and '.join(missing)} missing; pass --model, --dataset and --metric, or --ground-truth FILE")
+    if ground_truth is not None and {"--model", "--dataset"} & {*given}:
+        raise ValueError(f"what to judge with: got --ground-truth and {' and '.join(given)}; pass the file, or --model, --dataset and --metric")
+
 # %% ../nbs/cli.ipynb #31a10819
 @app.command()
 def evaluate(
     scores: Annotated[Path, typer.Option(help="Scores, a .pt or .npy file: (num_train, num_test); for mislabel (num_train,).")],
-    model: Model, dataset: Dataset, metric: Metric,
+    model: ModelOrTruth = None, dataset: DatasetOrTruth = None, metric: MetricOrTruth = None,
+    ground_truth: Annotated[
+        Path | None, typer.Option(help="Your own ground truth instead of a setting's: a file of GroundTruth.save, or of a binary vector.")
+    ] = None,
     picture: Annotated[Path | None, typer.Option(help="Where to draw; default: beside the scores.")] = None,
     download_path: Home = _HOME, device: Device = None, n_jobs: Jobs = None,
 ) -> None:
-    """Judge a score matrix with a benchmark: a summary and a picture."""
+    """Judge a score matrix with a benchmark, or with a ground truth of your own: a summary and a picture."""
     from dattri.benchmark.load import load_benchmark  # noqa: PLC0415
-    from dattri.benchmark.report import read_scores, report  # noqa: PLC0415
+    from dattri.benchmark.report import infer_metric, read_ground_truth, read_scores, report  # noqa: PLC0415
 
     with _one_line_errors():
-        matrix = read_scores(scores)
-        attributes, truth = load_benchmark(model, dataset, metric, download_path, device=device, n_jobs=n_jobs)
-        found = report(metric, matrix, truth, num_train=len(attributes["train_sampler"]))
-        picture = picture or scores.with_name(f"{scores.stem}-{dataset}_{model}-{metric}.png")
+        _check_truth_options(ground_truth, model=model, dataset=dataset, metric=metric)
+        matrix, num_train = read_scores(scores), None
+        if ground_truth is not None:
+            truth, judge = read_ground_truth(ground_truth), ground_truth.name
+            metric = infer_metric(truth, metric)
+        else:
+            attributes, truth = load_benchmark(str(model), str(dataset), str(metric), download_path, device=device, n_jobs=n_jobs)
+            judge, num_train = f"{dataset}_{model}", len(attributes["train_sampler"])
+        found = report(str(metric), matrix, truth, num_train=num_train)
+        picture = picture or scores.with_name(f"{scores.name}-{judge}-{metric}.png")  # a.pt and a.npy have a picture each
         found.figure.savefig(picture, dpi=150)
     typer.echo(f"{found.summary}\nPicture: {picture}")
 

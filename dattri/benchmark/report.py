@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,12 +15,44 @@ import numpy as np
 import torch
 
 from ..metric.correlation import lds, loo_corr
+from ..metric.ground_truth import GroundTruth, as_ground_truth
+from ..metric.inputs import as_real_tensor, check_real
 from ..metric.mislabel import mislabel_detection_auc
 from ..metric.uncertainty import lds_interval
 from ..model_util.checkpoint import load_checkpoint
 
 # %% auto #0
-__all__ = ['read_scores', 'Report', 'report']
+__all__ = ['read_scores', 'read_ground_truth', 'infer_metric', 'Report', 'report']
+
+# %% ../../nbs/benchmark/08_report.ipynb #bc504758
+def _read_array(path: Path) -> np.ndarray:
+    """Memory map of a file of `numpy.save`; `ValueError` saying what is wrong with it."""
+    try:
+        return np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # whatever a damaged or foreign header makes numpy raise
+        with path.open("rb") as file:
+            start = file.read(1000)
+        if not start.startswith(np.lib.format.MAGIC_PREFIX):
+            reason = f"it does not start as numpy.save starts a file, but with {start[:8]!r}"
+        elif "Python objects" in str(error):
+            reason = "it holds Python objects, which could run code and are not loaded"
+        else:
+            reason = "its header or its length is damaged"
+        raise ValueError(f"{path} could not be read as .npy ({reason})") from error
+
+
+def _read(what: str, file: str | os.PathLike) -> Any:
+    """What is in a file of numpy or torch; errors name the file and say `what` was looked for in it."""
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"{what}: there is no file {path}")
+    readers: dict[str, Any] = {".npy": _read_array, ".pt": load_checkpoint, ".pth": load_checkpoint}
+    if path.suffix not in readers:
+        raise ValueError(f"{what}: {path} is neither .npy, as numpy.save writes it, nor .pt, as torch.save does")
+    try:
+        return readers[path.suffix](path)
+    except ValueError as error:
+        raise ValueError(f"{what}: {str(error).split(', so it')[0]}; expected what numpy.save or torch.save write") from error
 
 # %% ../../nbs/benchmark/08_report.ipynb #ab084c3b
 def read_scores(file: str | os.PathLike) -> torch.Tensor | np.ndarray:
@@ -32,22 +63,52 @@ def read_scores(file: str | os.PathLike) -> torch.Tensor | np.ndarray:
     FileNotFoundError
         If it is not there.
     ValueError
-        If it is damaged, or holds something else than an array of numbers.
+        If it is damaged, or holds something else than an array of real numbers.
     """
-    path = Path(file).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"scores: there is no file {path}")
-    readers: dict[str, Callable[[Path], Any]] = {".npy": partial(np.load, mmap_mode="r", allow_pickle=False), ".pt": load_checkpoint, ".pth": load_checkpoint}
-    if path.suffix not in readers:
-        raise ValueError(f"scores: {path} is neither .npy, as numpy.save writes it, nor .pt, as torch.save does")
-    try:
-        found: Any = readers[path.suffix](path)
-    except (ValueError, EOFError) as error:
-        reason = str(error).split(", so it")[0].removeprefix(str(path)).strip()
-        raise ValueError(f"scores: {path} could not be read as {path.suffix} ({reason}); expected one array of numbers") from error
+    found = _read("scores", file)
     if not isinstance(found, (torch.Tensor, np.ndarray)):
-        raise ValueError(f"scores: {path} holds {type(found).__name__}; expected one tensor or array, as torch.save or numpy.save write it")
+        raise ValueError(f"scores: {file} holds {type(found).__name__}; expected one tensor or array, as torch.save or numpy.save write it")
+    check_real(f"scores {file}", found)
     return found.detach() if isinstance(found, torch.Tensor) else found
+
+# %% ../../nbs/benchmark/08_report.ipynb #5538d9ab
+def read_ground_truth(file: str | os.PathLike) -> GroundTruth | torch.Tensor:
+    """Ground truth from a file: of `GroundTruth.save`, or of `torch.save` or `numpy.save`; nothing in it is run.
+
+    Returns
+    -------
+    GroundTruth or torch.Tensor
+        What is in a file with a pair ``(values, indices)``; or, from a file with one vector, that vector, for "mislabel".
+
+    Raises
+    ------
+    FileNotFoundError
+        If it is not there.
+    TypeError, ValueError
+        If it is damaged, or holds neither; names the file.
+    """
+    found = _read("ground truth", file)
+    if not isinstance(found, (torch.Tensor, np.ndarray)):
+        return as_ground_truth(f"ground truth {file}", found)
+    if found.ndim != 1:
+        raise ValueError(
+            f"ground truth: {file} holds one array of shape {tuple(found.shape)}; expected a pair (values, indices), as GroundTruth.save "
+            "writes it, or for mislabel one vector of shape (num_train,), 1 for wrong labels and 0 for the others"
+        )
+    return as_real_tensor(f"ground truth {file}", found)
+
+# %% ../../nbs/benchmark/08_report.ipynb #c0d8ae88
+def infer_metric(ground_truth: Any, metric: str | None = None) -> str:
+    """The metric that a ground truth is for: "lds", "loo" or "mislabel"; `ValueError` if `metric` is another one."""
+    if not isinstance(ground_truth, (tuple, list)):
+        inferred, what = "mislabel", "one vector"
+    elif not isinstance(ground_truth[1], (tuple, list)) and ground_truth[1].ndim == 1:
+        inferred, what = "loo", f"a pair whose indices have shape {tuple(ground_truth[1].shape)}, one removed position per model"
+    else:
+        inferred, what = "lds", "a pair whose indices are those of subsets"
+    if metric not in (None, inferred):
+        raise ValueError(f"metric: {metric!r} does not fit the ground truth, which is {what}, as for {inferred!r}")
+    return inferred
 
 # %% ../../nbs/benchmark/08_report.ipynb #0509fde4
 class Report(NamedTuple):
@@ -69,7 +130,8 @@ def report(metric: str, score: Any, ground_truth: Any, *, num_train: int | None 
         As for `lds` and `loo_corr`. For "mislabel" self-attribution, shape (num_train,), or a matrix
         (num_train, num_train) whose diagonal is taken.
     ground_truth : GroundTruth or tensor
-        The second result of `load_benchmark`.
+        The second result of `load_benchmark`, or of `calculate_lds_ground_truth` or `calculate_loo_ground_truth`. For
+        "mislabel" a binary vector, 1 for wrong labels.
     num_train : int, optional
         Number of training samples, if scores with other rows are to be refused.
 
@@ -80,21 +142,24 @@ def report(metric: str, score: Any, ground_truth: Any, *, num_train: int | None 
 
     Raises
     ------
-    ValueError
-        If there is no such metric, or the shapes do not fit; says what was expected.
+    TypeError, ValueError
+        If there is no such metric, the shapes or dtypes do not fit, or nothing can be judged: scores or targets that are constant
+        for every test sample, or labels all wrong or all right. Says what was expected.
     """
     kinds = {"lds": _lds_report, "loo": _loo_report, "mislabel": _mislabel_report}
     if metric not in kinds:
         raise ValueError(f"metric: expected one of {', '.join(kinds)}, got {metric!r}")
-    score = score if isinstance(score, np.ndarray) else torch.as_tensor(score).detach()
-    if score.ndim == 0 or num_train not in (None, len(score)):
-        hint = "; it looks transposed, pass score.T" if score.ndim == 2 and score.shape[1] == num_train else ""
+    score = as_real_tensor("score", score) if isinstance(score, (list, tuple, torch.Tensor)) else score
+    check_real("score", score)
+    if len(score.shape) == 0 or num_train not in (None, score.shape[0]):
+        hint = "; it looks transposed, pass score.T" if len(score.shape) == 2 and score.shape[1] == num_train else ""
         rows = "the training samples" if num_train is None else f"the {num_train} training samples"
         raise ValueError(f"score: expected one row for each of {rows}, got shape {tuple(score.shape)}{hint}")
     if isinstance(ground_truth, tuple) != (metric != "mislabel"):
         raise ValueError(f"ground_truth: {type(ground_truth).__name__} is not that of {metric}; expected the second result of load_benchmark")
-    with warnings.catch_warnings():  # the summary says it
+    with warnings.catch_warnings():  # the summary says it, or an error
         warnings.filterwarnings("ignore", ".* correlations are nan")
+        warnings.filterwarnings("ignore", ".* the AUC is undefined")
         return kinds[metric](score, ground_truth)
 
 
@@ -107,6 +172,21 @@ def _figure() -> tuple[Any, Any, Any]:
     return figure, left, right
 
 
+def _check_defined(each: torch.Tensor, targets: Any) -> None:
+    """`ValueError` saying what is constant if there is no correlation on any test sample."""
+    if not bool(each.isnan().all()):
+        return
+    targets = as_real_tensor("ground_truth", targets)
+    if len(targets) < 2:
+        raise ValueError(f"ground_truth: it speaks of {len(targets)} model, so there is no order to be judged; expected 2 or more")
+    if bool((targets == targets[:1]).all()):
+        raise ValueError("ground_truth: the targets of every test sample are constant, so nothing can be judged; was one value used for all models?")
+    raise ValueError(
+        "score: the scores are constant for every test sample on which the targets are not (or their sums are), so there is no order to be "
+        "judged; was the file filled?"
+    )
+
+
 def _known(each: torch.Tensor) -> str:
     """On how many test samples a mean stands, if not on all."""
     known = int((~each.isnan()).sum())
@@ -116,8 +196,6 @@ def _known(each: torch.Tensor) -> str:
 def _spread(each: torch.Tensor) -> str:
     """How a correlation is distributed over test samples."""
     known = each[~each.isnan()]
-    if not len(known):
-        return "undefined for every test sample: a constant column of scores or targets"
     low, middle, high = known.double().quantile(torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64, device=known.device)).tolist()
     undefined = f"; undefined (a constant column) for {len(each) - len(known)}" if len(known) < len(each) else ""
     return f"of {len(known)} test samples a tenth is below {low:.3f}, half below {middle:.3f}, a tenth above {high:.3f}{undefined}"
@@ -127,7 +205,7 @@ def _draw_correlations(each: torch.Tensor, what: str, predicted: torch.Tensor, a
     """Correlations of all test samples, and the points behind that of a typical one."""
     figure, left, right = _figure()
     known = each[~each.isnan()].cpu().numpy()
-    left.hist(known, bins=40, range=(min(-0.2, known.min(initial=0)), 1))
+    left.hist(known, bins=40, range=(min(-0.2, known.min()), 1))
     left.axvline(0, color="0.5", linewidth=1)
     left.set(xlabel=f"{what} of a test sample", ylabel="test samples", title="Is the order right?")
     right.scatter(predicted, actual, s=12)
@@ -138,66 +216,77 @@ def _draw_correlations(each: torch.Tensor, what: str, predicted: torch.Tensor, a
 def _typical(each: torch.Tensor) -> int:
     """The test sample with the median correlation."""
     known = (~each.isnan()).nonzero().flatten()
-    return int(known[each[known].argsort()[len(known) // 2]]) if len(known) else 0
+    return int(known[each[known].argsort()[len(known) // 2]])
 
 # %% ../../nbs/benchmark/08_report.ipynb #549264e4
-def _copied(values: Any) -> torch.Tensor:
-    """A tensor of values that may lie in a file."""
-    return torch.as_tensor(np.array(values) if isinstance(values, np.ndarray) else values)
-
-
-def _column(score: Any, column: int) -> torch.Tensor:
+def _column(name: str, matrix: Any, column: int) -> torch.Tensor:
     """A column of a matrix, wherever it lies, on the CPU."""
-    return _copied(score[:, column]).detach().cpu().double()
+    return as_real_tensor(name, matrix[:, column]).cpu().double()
 
 
-def _indices(ground_truth: Any) -> torch.Tensor:
-    """Positions of training samples, int64, on the CPU."""
-    return torch.as_tensor(ground_truth[1]).cpu().long()
+def _positions(indices: Any) -> list[torch.Tensor]:
+    """Positions of training samples in each subset, from a matrix, a list of vectors, or a mask."""
+    if isinstance(indices, (list, tuple)):
+        return [as_real_tensor("ground_truth", part).cpu().long() for part in indices]
+    found = as_real_tensor("ground_truth", indices).cpu()
+    return [row.nonzero().flatten() for row in found] if found.dtype == torch.bool else list(found.long())
 
 
 def _lds_report(score: Any, ground_truth: Any) -> Report:
     """Mean LDS with its interval."""
-    each, interval = lds(score, ground_truth).correlation, lds_interval(score, ground_truth)
+    each = lds(score, ground_truth).correlation
+    _check_defined(each, ground_truth[0])
+    interval, subsets = lds_interval(score, ground_truth), _positions(ground_truth[1])
+    sizes = sorted({len(subset) for subset in subsets})
     summary = (
         f"LDS {interval.mean:.3f}{_known(each)}, 95% interval [{interval.low:.3f}, {interval.high:.3f}] for other subsets and test "
-        "samples\n"
-        f"{_spread(each)}\n{len(ground_truth[0])} subsets of {ground_truth[1].shape[1]} training samples"
+        f"samples\n{_spread(each)}\n{len(subsets)} subsets of {' to '.join(map(str, dict.fromkeys((sizes[0], sizes[-1]))))} training samples"
     )
     sample = _typical(each)
-    predicted = _column(score, sample)[_indices(ground_truth)].sum(1)
+    scores = _column("score", score, sample)
+    predicted = torch.stack([scores[subset].sum() for subset in subsets])
     axes = ("sum of the scores in a subset", "minus loss after retraining on it")
-    return Report(summary, interval.mean, _draw_correlations(each, "LDS", predicted, _column(ground_truth[0], sample), axes))
+    actual = _column("ground_truth", ground_truth[0], sample)
+    return Report(summary, interval.mean, _draw_correlations(each, "LDS", predicted, actual, axes))
 
 
 def _loo_report(score: Any, ground_truth: Any) -> Report:
     """Mean leave-one-out correlation."""
     each = loo_corr(score, ground_truth).correlation
-    mean = float(each.nanmean())
-    summary = f"LOO correlation {mean:.3f}{_known(each)}\n{_spread(each)}\n{len(ground_truth[1])} training samples left out, one at a time"
-    sample = _typical(each)
-    predicted = _column(score, sample)[_indices(ground_truth)]
+    _check_defined(each, ground_truth[0])
+    removed = as_real_tensor("ground_truth", ground_truth[1]).cpu().long()
+    mean, sample = float(each.nanmean()), _typical(each)
+    summary = f"LOO correlation {mean:.3f}{_known(each)}\n{_spread(each)}\n{len(removed)} training samples left out, one at a time"
+    predicted, actual = _column("score", score, sample)[removed], _column("ground_truth", ground_truth[0], sample)
     axes = ("score of a training sample", "loss after retraining without it")
-    return Report(summary, mean, _draw_correlations(each, "LOO correlation", predicted, _column(ground_truth[0], sample), axes))
+    return Report(summary, mean, _draw_correlations(each, "LOO correlation", predicted, actual, axes))
+
+
+def _self_attribution(score: Any) -> torch.Tensor:
+    """Scores of the training samples for themselves."""
+    if len(score.shape) == 2 and score.shape[0] == score.shape[1]:
+        score = (score if isinstance(score, torch.Tensor) else np.asarray(score)).diagonal()
+    if len(score.shape) != 1:
+        raise ValueError(
+            "score: expected the self-attribution of the training samples, shape (num_train,), or a matrix (num_train, num_train) of "
+            f"training samples for training samples, got {tuple(score.shape)}"
+        )
+    return as_real_tensor("score", score)
 
 
 def _mislabel_report(score: Any, ground_truth: Any) -> Report:
     """AUC of finding wrong labels, and how much must be looked at."""
-    num_train = len(ground_truth)
-    own = _copied(score.diagonal() if score.shape == (num_train, num_train) else score)
-    if own.shape != (num_train,):
-        raise ValueError(
-            f"score: expected the self-attribution of the training samples, shape ({num_train},), or a matrix ({num_train}, "
-            f"{num_train}) of training samples for training samples, got {tuple(own.shape)}"
-        )
-    found = mislabel_detection_auc(own, ground_truth)
-    fpr, tpr = (part.double().cpu().numpy() for part in (found.curve.fpr, found.curve.tpr))
-    wrong = int(torch.as_tensor(ground_truth).sum())
+    found = mislabel_detection_auc(_self_attribution(score), ground_truth)
+    num_train, wrong = len(ground_truth), int((as_real_tensor("ground_truth", ground_truth) == 1).sum())
+    if wrong in (0, num_train):
+        raise ValueError(f"ground_truth: {wrong} of {num_train} labels are wrong, so nothing can be judged; expected wrong and right ones")
+    fpr, tpr = (part.cpu().numpy() for part in (found.curve.fpr, found.curve.tpr))
     inspected = (wrong * tpr + (num_train - wrong) * fpr) / num_train  # of samples with one score any may come first
     needed = float(np.interp(0.9, tpr, inspected))
+    equal = "\nall scores are equal, so any order of the samples is as good as another" if len(tpr) == 2 else ""
     summary = (
         f"mislabel AUC {found.auc:.3f}\n{wrong} of {num_train} labels are wrong; nine tenths of them are found among the first "
-        f"{needed * num_train:.0f} samples ({needed:.0%})"
+        f"{needed * num_train:.0f} samples ({needed:.0%}){equal}"
     )
     figure, left, right = _figure()
     left.plot(fpr, tpr)

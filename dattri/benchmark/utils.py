@@ -65,16 +65,20 @@ def flip_label(
     Raises
     ------
     ValueError
-        If `p` is outside [0, 1], `label` is not one-dimensional, or the label space offers nothing else to flip to or
-        does not fit the dtype of `label`.
+        If `p` is outside [0, 1], `label` or `label_space` is not one-dimensional, or the label space offers nothing else to
+        flip to or does not fit the dtype of `label`.
     """
     original = _numpy(label)
     if original.ndim != 1:
         raise ValueError(f"label: expected one label per sample, shape (num_samples,), got shape {original.shape}")
     if not 0 <= p <= 1:
         raise ValueError(f"p: expected a share in [0, 1], got {p!r}")
+    space = original if label_space is None else _numpy(label_space)
+    if space.ndim != 1:
+        remedy = f"a share of the samples is passed as p={label_space}" if space.ndim == 0 and space.dtype.kind in "iuf" else "pass list(...)"
+        raise ValueError(f"label_space: expected a list of labels, got {label_space!r} of shape {space.shape}; {remedy}")
     generator = np.random.default_rng(seed)
-    space = np.unique(original if label_space is None else _numpy(label_space))
+    space = np.unique(space)
     indices = np.sort(generator.choice(len(original), int(p * len(original)), replace=False))
     wrong = _other_labels(original[indices], space, generator) if len(indices) else original[:0]
     fitting = wrong.astype(original.dtype)

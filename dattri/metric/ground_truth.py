@@ -16,14 +16,15 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ..model_util.checkpoint import check_whole, load_checkpoint
+from .inputs import as_real_tensor, check_real
+from ..model_util.checkpoint import check_whole, load_checkpoint, to_bytes, write_whole
 from ..model_util.loader import LoaderRecipe, here, in_order
 from ..model_util.parallel import in_units, run_tasks
 from ..model_util.retrain_dir import MODULE, RetrainDir, require_complete
 from ..model_util.seeds import seeded
 
 # %% auto #0
-__all__ = ['evaluate_checkpoints', 'GroundTruth', 'calculate_loo_ground_truth', 'calculate_lds_ground_truth']
+__all__ = ['evaluate_checkpoints', 'GroundTruth', 'as_ground_truth', 'calculate_loo_ground_truth', 'calculate_lds_ground_truth']
 
 # %% ../../nbs/metric/00_ground_truth.ipynb #72661121
 def _count_tests(dataloader: DataLoader) -> int:
@@ -119,14 +120,97 @@ class _Evaluation:
             found = dict(pair for group in groups for pair in group)
             return torch.stack([found[key] for key in keys])
 
-# %% ../../nbs/metric/00_ground_truth.ipynb #3f11730d
+# %% ../../nbs/metric/00_ground_truth.ipynb #40eccaa1
+_INTEGERS = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64}
+
+
+def _own(name: str, values: Any) -> torch.Tensor:
+    """A tensor on the CPU, without gradient, in a storage of its own size; its dtype stays."""
+    if not isinstance(values, torch.Tensor):
+        return as_real_tensor(name, values).clone()
+    check_real(name, values)
+    return values.detach().cpu().clone(memory_format=torch.contiguous_format)
+
+
+def _own_indices(name: str, indices: Any, num_models: int) -> torch.Tensor | list[torch.Tensor]:
+    """Checked positions: (models,), (subsets, subset_size), a boolean mask (subsets, train), or a list of 1-D tensors."""
+    listed = isinstance(indices, (list, tuple)) and all(getattr(part, "ndim", None) == 1 for part in indices)
+    found = [_own(name, part) for part in indices] if listed else _own(name, indices)
+    parts = found if isinstance(found, list) else [found]
+    shapes, dtypes = [tuple(part.shape) for part in parts], {part.dtype for part in parts}
+    if len(found) != num_models or (not listed and parts[0].ndim not in (1, 2)):
+        raise ValueError(
+            f"{name}: expected one removed position, one row or one 1-D tensor of positions, or one row of a mask for each of the "
+            f"{num_models} rows of values, got {f'{len(shapes)} tensors' if listed else f'shape {shapes[0]}'}"
+        )
+    if not dtypes <= _INTEGERS and (listed or dtypes != {torch.bool} or parts[0].ndim != 2):
+        raise ValueError(
+            f"{name}: expected positions of an integer dtype, or a boolean mask of shape (num_subsets, num_train), got "
+            f"{', '.join(sorted(map(str, dtypes)))} of shape {shapes[0]}; indices.long() makes integers of whole numbers"
+        )
+    return found
+
+
 class GroundTruth(NamedTuple):
-    """Targets of retrained models and the training samples they speak of; unpacks as a pair."""
+    """Targets of retrained models and the training samples they speak of; unpacks as a pair.
+
+    Parameters
+    ----------
+    values : tensor, shape (num_models, num_test)
+        Targets, one row per model or subset.
+    indices : tensor or list of tensors
+        For LOO the removed positions, shape (num_models,). For LDS the positions of each subset, shape (num_subsets,
+        subset_size), or a list of 1-D tensors of unequal length, or a boolean mask of shape (num_subsets, num_train).
+    """
 
     values: torch.Tensor
     indices: torch.Tensor
 
+    def save(self, path: str | os.PathLike) -> None:
+        """Write a file that appears whole or not at all; `torch.load` gives the pair ``(values, indices)``, on the CPU.
 
+        Raises
+        ------
+        TypeError, ValueError
+            If it is no ground truth: says which part is wrong, so that no file is written that `load` refuses.
+        OSError
+            If the file cannot be written.
+        """
+        write_whole(Path(path).expanduser(), to_bytes(tuple(as_ground_truth("ground_truth", self))))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> GroundTruth:
+        """Read a file that `save` wrote, or `torch.save` of a ground truth or of a pair ``(values, indices)``.
+
+        Nothing in the file is run. Dtypes stay as they are; everything is on the CPU.
+
+        Raises
+        ------
+        FileNotFoundError
+            If it is not there.
+        TypeError, ValueError
+            If it is damaged, holds something else, or shapes and dtypes are not those of a ground truth; names the file.
+        """
+        file = Path(path).expanduser()
+        if not file.is_file():
+            raise FileNotFoundError(f"ground truth: there is no file {file}")
+        return as_ground_truth(f"ground truth {file}", load_checkpoint(file))
+
+
+torch.serialization.add_safe_globals([GroundTruth])  # a pair of tensors: torch.load may make one of a file
+
+# %% ../../nbs/metric/00_ground_truth.ipynb #e91fecde
+def as_ground_truth(name: str, pair: Any) -> GroundTruth:
+    """A ground truth on the CPU, in tensors of its own, from any pair; `TypeError` or `ValueError` naming what is wrong with it."""
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        got = f"{type(pair).__name__}" + (f" of length {len(pair)}" if isinstance(pair, (tuple, list)) else "")
+        raise ValueError(f"{name}: expected a pair of tensors (values, indices), got {got}")
+    values = _own(f"{name}, values", pair[0])
+    if values.ndim != 2:
+        raise ValueError(f"{name}, values: expected shape (num_models, num_test), got {tuple(values.shape)}")
+    return GroundTruth(values, _own_indices(f"{name}, indices", pair[1], len(values)))  # type: ignore[arg-type]
+
+# %% ../../nbs/metric/00_ground_truth.ipynb #3f11730d
 @dataclass(frozen=True)
 class _LooEvaluation(_Evaluation):
     """The target function gets the module trained without one sample."""

@@ -6,13 +6,16 @@
 from __future__ import annotations
 
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from .inputs import as_real_tensor
+from ..model_util.threads import single_thread
+
 # %% auto #0
-__all__ = ['RocCurve', 'MislabelDetection', 'mislabel_detection_auc']
+__all__ = ['FROM_POSITIONS', 'RocCurve', 'MislabelDetection', 'mislabel_detection_auc']
 
 # %% ../../nbs/metric/02_mislabel.ipynb #55b9a4b1
 class RocCurve(NamedTuple):
@@ -29,61 +32,100 @@ class MislabelDetection(NamedTuple):
     auc: float
     curve: RocCurve
 
+# %% ../../nbs/metric/02_mislabel.ipynb #d7527d78
+FROM_POSITIONS = "torch.zeros(num_train).index_fill(0, torch.tensor(flipped), 1)"
 
-def _check(score: torch.Tensor, ground_truth: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scores in float64 and labels as booleans; `ValueError` naming what is wrong."""
-    score = torch.as_tensor(score).detach()
-    truth = torch.as_tensor(ground_truth, device=score.device).detach()
+
+def _check(score: Any, ground_truth: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores in a dtype that can be sorted, equal where they are equal, and labels as booleans, on one device."""
+    score, truth = as_real_tensor("score", score), as_real_tensor("ground_truth", ground_truth)
+    remedy = f"from positions, such as the second result of flip_label: {FROM_POSITIONS}"
     if score.ndim != 1 or score.shape != truth.shape or len(score) == 0:
         raise ValueError(
             "score and ground_truth: expected two vectors of the same shape (num_train,), got "
-            f"{tuple(score.shape)} and {tuple(truth.shape)}"
+            f"{tuple(score.shape)} and {tuple(truth.shape)}; ground_truth is 1 for mislabelled samples and 0 for the others, {remedy}"
         )
-    if not bool(((truth == 0) | (truth == 1)).all()):
-        raise ValueError(
-            "ground_truth: expected 1 for mislabelled samples and 0 for the others, got other values; from the "
-            "indices of flip_label: torch.zeros(num_train).index_fill(0, torch.tensor(flipped), 1)"
-        )
-    if not bool(torch.isfinite(score).all()):
+    is_wrong = truth == 1
+    if not bool((is_wrong | (truth == 0)).all()):
+        raise ValueError(f"ground_truth: expected 1 for mislabelled samples and 0 for the others, got other values; {remedy}")
+    if score.dtype in (torch.float16, torch.bfloat16, torch.bool):
+        score = score.float()
+    return score, is_wrong.to(score.device)
+
+
+def _check_ends(score: torch.Tensor, *ends: float) -> None:
+    """`ValueError` that names the first NaN or infinity, if one of the ends of the sorted scores is such."""
+    if not np.isfinite(ends).all():
         first = int((~torch.isfinite(score)).nonzero()[0])
         raise ValueError(f"score: NaN or infinite at train sample {first}; the order is undefined there")
-    return score.double(), truth.bool()
 
-# %% ../../nbs/metric/02_mislabel.ipynb #4153aef6
+# %% ../../nbs/metric/02_mislabel.ipynb #8796b012
+def _counts(score: np.ndarray, is_wrong: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Thresholds, the largest first, and how many mislabelled and how many clean samples have at least that score."""
+    count, few_wrong = len(score), 2 * np.count_nonzero(is_wrong) <= len(score)
+    ordered = np.sort(score)
+    _check_ends(torch.from_numpy(score), ordered[0], ordered[-1])
+    rare = np.sort(score[is_wrong if few_wrong else ~is_wrong])
+    changes = np.ones(count, dtype=bool)
+    np.not_equal(ordered[1:], ordered[:-1], out=changes[1:])
+    starts = np.flatnonzero(changes)
+    thresholds = ordered[starts]
+    of_rare = np.bincount(np.searchsorted(thresholds, rare), minlength=len(thresholds))[::-1].cumsum()
+    others = count - starts[::-1] - of_rare
+    return (thresholds[::-1], *((of_rare, others) if few_wrong else (others, of_rare)))
+
+
+def _counts_on_gpu(score: torch.Tensor, is_wrong: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The same on an accelerator, where pairs are sorted fast."""
+    ordered, order = score.sort(descending=True)
+    _check_ends(score, float(ordered[0]), float(ordered[-1]))
+    changes = torch.ones_like(is_wrong)
+    changes[:-1] = ordered[1:] != ordered[:-1]
+    found = is_wrong[order].cumsum(0)[changes]
+    return ordered[changes], found, changes.nonzero().flatten() + 1 - found
+
+
+def _from(start: float, values: torch.Tensor) -> torch.Tensor:
+    """Values with one more in front, float64."""
+    return torch.cat([torch.tensor([start], dtype=torch.float64, device=values.device), values.double()])
+
+# %% ../../nbs/metric/02_mislabel.ipynb #77c0f38e
 def mislabel_detection_auc(score: torch.Tensor, ground_truth: torch.Tensor) -> MislabelDetection:
     """How well self-attribution scores find mislabelled samples: the ROC curve and the area under it.
 
     Parameters
     ----------
-    score : tensor, shape (num_train,)
-        Self-attribution scores of any real dtype; larger means more suspicious.
-    ground_truth : tensor, shape (num_train,)
-        1 (or True) for mislabelled samples, 0 for the others.
+    score : tensor, array or list, shape (num_train,)
+        Self-attribution scores of any real dtype and byte order; larger means more suspicious. They are compared in their own dtype,
+        without rounding.
+    ground_truth : tensor, array or list, shape (num_train,)
+        1 (or True) for mislabelled samples, 0 for the others. From the positions that `flip_label` gives:
+        ``torch.zeros(num_train).index_fill(0, torch.tensor(flipped), 1)``.
 
     Returns
     -------
     MislabelDetection
         ``auc``, a float in [0, 1], ties counting half; and ``curve = (fpr, tpr, thresholds)``, float64 tensors on the
         score's device, as `sklearn.metrics.roc_curve(..., drop_intermediate=False)`: false and true positive rates in
-        [0, 1], and the score down to which samples are inspected, the first one infinite. With only one class,
-        ``auc`` and the rate without samples are nan, with a warning.
+        [0, 1], and the score down to which samples are inspected, the first one infinite. (Thresholds beyond 2**53 are rounded to
+        float64, after all comparisons.) With only one class, ``auc`` and the rate without samples are nan, with a warning.
 
     Raises
     ------
-    ValueError
-        If the shapes differ, `ground_truth` is not binary, or a score is NaN or infinite.
+    TypeError, ValueError
+        If the shapes differ, `ground_truth` is not binary, a score is NaN or infinite, or an argument does not hold real numbers
+        (see `as_real_tensor`); names the argument.
     """
-    values, truth = _check(score, ground_truth)
-    ordered, order = values.sort(descending=True)
-    ends = torch.ones_like(truth)
-    ends[:-1] = ordered.diff() != 0
-    found = truth[order].double().cumsum(0)[ends]
-    inspected = ends.nonzero().flatten() + 1
-    zero = values.new_zeros(1)
-    true_positives, false_positives = torch.cat([zero, found]), torch.cat([zero, inspected - found])
-    tpr, fpr = true_positives / true_positives[-1], false_positives / false_positives[-1]
-    if true_positives[-1] == 0 or false_positives[-1] == 0:
-        absent = "mislabelled" if true_positives[-1] == 0 else "clean"
+    with single_thread():
+        values, is_wrong = _check(score, ground_truth)
+        if values.device.type == "cpu":
+            counts = [torch.from_numpy(part.copy()) for part in _counts(values.numpy(), is_wrong.numpy())]
+        else:
+            counts = list(_counts_on_gpu(values, is_wrong))
+        thresholds, found, clean = (_from(start, part) for start, part in zip((torch.inf, 0, 0), counts, strict=True))
+        tpr, fpr = found / found[-1], clean / clean[-1]
+    if found[-1] == 0 or clean[-1] == 0:
+        absent = "mislabelled" if found[-1] == 0 else "clean"
         warnings.warn(f"ground_truth has no {absent} samples, so the AUC is undefined (nan)", stacklevel=2)
     auc = float(np.trapezoid(tpr.cpu().numpy(), fpr.cpu().numpy()))
-    return MislabelDetection(auc, RocCurve(fpr, tpr, torch.cat([zero + torch.inf, ordered[ends]])))
+    return MislabelDetection(auc, RocCurve(fpr, tpr, thresholds))
