@@ -18,6 +18,7 @@ from ..metric.correlation import lds, loo_corr
 from ..metric.ground_truth import GroundTruth, as_ground_truth
 from ..metric.inputs import as_real_tensor, check_real
 from ..metric.mislabel import mislabel_detection_auc
+from ..metric.subsets import members_of, read_subsets
 from ..metric.uncertainty import lds_interval
 from ..model_util.checkpoint import load_checkpoint
 
@@ -224,27 +225,18 @@ def _column(name: str, matrix: Any, column: int) -> torch.Tensor:
     return as_real_tensor(name, matrix[:, column]).cpu().double()
 
 
-def _positions(indices: Any) -> list[torch.Tensor]:
-    """Positions of training samples in each subset, from a matrix, a list of vectors, or a mask."""
-    if isinstance(indices, (list, tuple)):
-        return [as_real_tensor("ground_truth", part).cpu().long() for part in indices]
-    found = as_real_tensor("ground_truth", indices).cpu()
-    return [row.nonzero().flatten() for row in found] if found.dtype == torch.bool else list(found.long())
-
-
 def _lds_report(score: Any, ground_truth: Any) -> Report:
     """Mean LDS with its interval."""
     each = lds(score, ground_truth).correlation
     _check_defined(each, ground_truth[0])
-    interval, subsets = lds_interval(score, ground_truth), _positions(ground_truth[1])
-    sizes = sorted({len(subset) for subset in subsets})
+    interval, subsets = lds_interval(score, ground_truth), read_subsets(ground_truth[1])
+    sizes = " to ".join(map(str, sorted({min(subsets.sizes()), max(subsets.sizes())})))
     summary = (
-        f"LDS {interval.mean:.3f}{_known(each)}, 95% interval [{interval.low:.3f}, {interval.high:.3f}] for other subsets and test "
-        f"samples\n{_spread(each)}\n{len(subsets)} subsets of {' to '.join(map(str, dict.fromkeys((sizes[0], sizes[-1]))))} training samples"
+        f"LDS {interval.mean:.3f}{_known(each)}, 95% interval [{interval.low:.3f}, {interval.high:.3f}] over other subsets and test "
+        f"samples\n{_spread(each)}\n{len(subsets.given)} subsets of {sizes} training samples"
     )
     sample = _typical(each)
-    scores = _column("score", score, sample)
-    predicted = torch.stack([scores[subset].sum() for subset in subsets])
+    predicted = members_of(subsets, len(score), torch.device("cpu")).double() @ _column("score", score, sample)
     axes = ("sum of the scores in a subset", "minus loss after retraining on it")
     actual = _column("ground_truth", ground_truth[0], sample)
     return Report(summary, interval.mean, _draw_correlations(each, "LDS", predicted, actual, axes))
