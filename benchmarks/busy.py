@@ -1,4 +1,4 @@
-"""Another program that keeps the processor busy, for measuring beside it."""
+"""A machine that others use too: another program that keeps threads busy while something is measured."""
 
 import subprocess
 import sys
@@ -6,25 +6,33 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 PROGRAM = """
-import torch
-torch.set_num_threads({threads})
-matrix = torch.randn(1000, 1000)
-print("ready", flush=True)
+import sys, torch
+torch.set_num_threads(int(sys.argv[1]))
+left, right = torch.rand(2, 512, 512)
+print("computing", flush=True)
 while True:
-    matrix @ matrix
+    left @ right
 """
 
 
 @contextmanager
-def busy(threads: int = 2, programs: int = 1) -> Iterator[None]:
-    """Run programs that multiply matrices on this many threads each, while the block runs."""
-    command = [sys.executable, "-c", PROGRAM.format(threads=threads)]
-    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(programs)]
+def busy(*, programs: int = 1, threads: int = 2) -> Iterator[None]:
+    """Let other programs multiply matrices inside the block.
+
+    Parameters
+    ----------
+    programs : int
+        How many.
+    threads : int
+        Threads of each.
+    """
+    command = [sys.executable, "-c", PROGRAM, str(threads)]
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(programs)]
     try:
-        for program in running:
+        for program in started:
             program.stdout.readline()
         yield
     finally:
-        for program in running:
+        for program in started:
             program.kill()
-            program.wait()
+            program.communicate()
