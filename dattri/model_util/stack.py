@@ -287,7 +287,7 @@ def fitting_models(model: nn.Module) -> int:
         return max(1, min(_MOST_GPU, torch.cuda.get_device_properties(device).total_memory // (16 * size)))
     return max(4, min(_MOST_CPU, _CACHE_BYTES // size))
 
-# %% ../../nbs/model_util/07_stack.ipynb #e18882fe
+# %% ../../nbs/model_util/07_stack.ipynb #7978919f
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 _SMALL_STEP, _HEAVY_STEP, _HUGE_STEP = 5_000_000, 100_000_000, 3_000_000_000  # operations of a forward pass
@@ -302,17 +302,17 @@ def operations(model: nn.Module, inputs: torch.Tensor, batch_size: int) -> int:
         return -1
     return batch_size * (counter.get_total_flops() + sum(parameter.numel() for parameter in model.parameters()))
 
-
+# %% ../../nbs/model_util/07_stack.ipynb #49ff4ef4
 def is_heavy(work: int) -> bool:
     """Whether a step of one model is so much work that stacking costs more than it saves."""
     return work >= _HEAVY_STEP
 
-
+# %% ../../nbs/model_util/07_stack.ipynb #2591ea95
 def is_huge(work: int) -> bool:
     """Whether a step of one model is so much work that torch's threads share it well, even beside other programs."""
     return work >= _HUGE_STEP
 
-
+# %% ../../nbs/model_util/07_stack.ipynb #f4bac451
 def in_blocks(items: Sequence[_Item], work: int) -> list[Sequence[_Item]]:
     """Models of a group in blocks of equal size, or nearly, that are handled by one thread each.
 
