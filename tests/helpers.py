@@ -1,5 +1,6 @@
 """Small real training runs that the tests share, and the bytes they leave."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -43,6 +44,11 @@ def files(directory):
     directory = Path(directory)
     found = sorted(file for file in directory.rglob("*") if file.is_file())
     return {str(file.relative_to(directory)): file.read_bytes() for file in found}
+
+
+def count_models(directory):
+    """Number of checkpoints below a directory in which others are at work."""
+    return sum(name.endswith(".pt") for _, _, names in os.walk(directory) for name in names)
 
 
 class Evil:

@@ -1,7 +1,16 @@
 """The bars of runs, and what is left of a run that is interrupted: its message, its workers, its files."""
 
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import pytest
-from helpers import make_loader, train
+import torch
+from helpers import child_command, count_models, files, make_loader, train
 from joblib import parallel_config
 
 from dattri.metric import calculate_lds_ground_truth
@@ -48,6 +57,175 @@ def test_one_bar_over_retraining_and_evaluating(tmp_path, capfd):
     capfd.readouterr()
     with parallel_config(backend="threading", n_jobs=2), one_bar("everything", total=8):
         retrain_lds(train, make_loader(), tmp_path, num_subsets=4, seed=7)
-        calculate_lds_ground_truth(lambda *_: make_loader().dataset.tensors[0][:, 0], tmp_path, make_loader())
+        calculate_lds_ground_truth(lambda *_: torch.zeros(12), tmp_path, make_loader())
     [line] = end_of(capfd.readouterr().err)
     assert line.startswith("everything: 100%") and "8/8" in line
+
+
+HANGING = """
+import joblib
+from functools import partial
+from dattri.model_util.ensemble import EnsembleTrainer
+
+def hang():
+    '''Be busy for as long as there is the file to hang on, once two models are done.'''
+    while os.path.exists(path + ".hang") and count_models(path) > 1:
+        torch.ones(50, 50) @ torch.ones(50, 50)
+
+def slow(dataloader):
+    hang()
+    return train(dataloader)
+
+def slow_loss(outputs, labels):
+    hang()
+    return torch.nn.functional.mse_loss(outputs, labels)
+
+sgd = partial(torch.optim.SGD, lr=0.1)
+trainer = EnsembleTrainer(partial(torch.nn.Linear, 1, 1), slow_loss, optimizer=sgd, num_epochs=2, max_models=2)
+train_func, backend, n_jobs = {
+    "one process": (slow, "loky", None),
+    "loky": (slow, "loky", 2),
+    "multiprocessing": (slow, "multiprocessing", 2),
+    "a trainer": (trainer, "loky", None),
+    "a trainer, loky": (trainer, "loky", 2),
+}[sys.argv[2]]
+with joblib.parallel_config(backend=backend):
+    retrain_lds(train_func, make_loader(), path, num_subsets=8, seed=7, n_jobs=n_jobs)
+for path in sys.argv[3:]:
+    retrain_lds(train_func, make_loader(), path, num_subsets=8, seed=7)
+"""
+ENGINES = ["one process", "loky", "multiprocessing", "a trainer", "a trainer, loky"]
+
+
+def session_of(process):
+    """Ids of the living processes in the session that a process has begun."""
+    living = []
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, session = file.read_text().rsplit(")", 1)[1].split()[:4]
+        except OSError:  # it has just ended
+            continue
+        if session == str(process.pid) and state not in "ZX":
+            living.append(int(file.parent.name))
+    return living
+
+
+def wait_for_end(process, seconds):
+    """Wait until nothing of the session is left; what is left after that time, which is ended then."""
+    deadline = time.monotonic() + seconds
+    while (left := session_of(process)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+        process.poll()
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    return left
+
+
+def start_hanging(command, run, **options):
+    """Start a run that hangs after some models, and wait for these."""
+    Path(f"{run}.hang").touch()
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True, **options)
+    while count_models(run) < 2:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    time.sleep(0.5)
+    return process
+
+
+def check_resumes(engine, tmp_path):
+    """The same call, not hanging any more, ends with the bytes of an undisturbed run."""
+    (tmp_path / "run.hang").unlink()
+    alone = "a trainer" if "trainer" in engine else "one process"
+    command = child_command(HANGING, tmp_path / "run", alone, tmp_path / "quiet")
+    subprocess.run(command, check=True, capture_output=True, timeout=240)
+    assert files(tmp_path / "run") == files(tmp_path / "quiet")
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+
+
+@needs_proc
+@pytest.mark.parametrize(
+    "engine,whom", [*((engine, "all, as a terminal does") for engine in ENGINES), ("loky", "the parent")]
+)
+def test_ctrl_c_says_what_is_kept_and_leaves_nobody_at_work(engine, whom, tmp_path):
+    process = start_hanging(child_command(HANGING, tmp_path / "run", engine), tmp_path / "run")
+    os.kill(process.pid, signal.SIGINT) if whom == "the parent" else os.killpg(process.pid, signal.SIGINT)
+    assert wait_for_end(process, 10) == []
+    errors = process.communicate()[1].decode()
+    kept = [name for name in files(tmp_path / "run") if name.endswith(".pt")]
+    message = f"Interrupted: {len(kept)} of 8 models are kept in {tmp_path / 'run'}; the same call goes on from there."
+    assert errors.splitlines()[-1] == f"KeyboardInterrupt: {message}"
+    assert errors.count("Traceback") == 1 and "joblib" not in errors and "multiprocessing" not in errors
+    assert process.returncode == -signal.SIGINT and 2 <= len(kept) < 8
+    assert not any(name.endswith(".part") for name in files(tmp_path / "run"))
+    check_resumes(engine, tmp_path)
+
+
+@needs_proc
+@pytest.mark.parametrize("engine", ["loky", "multiprocessing", "a trainer, loky"])
+def test_workers_end_with_a_parent_that_is_killed(engine, tmp_path):
+    """They are in the middle of a model that would take for ever."""
+    process = start_hanging(child_command(HANGING, tmp_path / "run", engine), tmp_path / "run")
+    assert len(session_of(process)) >= 3
+    process.kill()
+    assert wait_for_end(process, 10) == []
+    process.communicate()
+    check_resumes(engine, tmp_path)
+
+
+@needs_proc
+def test_ctrl_c_while_workers_are_starting(tmp_path):
+    """They import torch then, and must neither say anything nor stay."""
+    for number, seconds in enumerate([0, 0.2, 0.8]):
+        run = tmp_path / str(number)
+        command = child_command(HANGING, run, "loky")
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
+        while len(session_of(process)) < 3:  # the parent, what joblib cleans up with, and the first worker
+            assert process.poll() is None
+        time.sleep(seconds)
+        os.killpg(process.pid, signal.SIGINT)
+        assert wait_for_end(process, 10) == []
+        errors = process.communicate()[1].decode()
+        assert re.search(r"KeyboardInterrupt: Interrupted: \d of 8 models", errors), errors
+        assert errors.count("Traceback") == 1, errors
+
+
+def test_ctrl_c_while_evaluating_says_how_far_it_was(tmp_path):
+    retrain_lds(train, make_loader(), tmp_path, num_subsets=4, seed=7)
+
+    def target(file, dataloader):
+        if Path(file).parent.name == "2":
+            raise KeyboardInterrupt
+        return torch.zeros(12)
+
+    with pytest.raises(KeyboardInterrupt, match=r"Interrupted \(evaluating \(lds\): 2 of 4 models done\)"):
+        calculate_lds_ground_truth(target, tmp_path, make_loader())
+
+
+SLOW_SETTING = """
+import os, pathlib
+from dataclasses import replace
+from dattri.benchmark.settings import find_setting, register_setting
+
+def slow(dataloader, seed):
+    while os.path.exists("run.hang") and len(list(pathlib.Path("run").rglob("*.pt"))) > 1: pass
+    return find_setting("lr", "digits").create_model()
+
+register_setting(replace(find_setting("lr", "digits"), model="slow", train_func=slow))
+"""
+
+
+@needs_proc
+@pytest.mark.parametrize("n_jobs", [[], ["--n-jobs", "2"]], ids=["one process", "two workers"])
+def test_ctrl_c_in_the_command_is_one_line(n_jobs, tmp_path):
+    (tmp_path / "slow.py").write_text(SLOW_SETTING)
+    options = ["--model", "slow", "--dataset", "digits", "--mode", "full", "--out", "run", *n_jobs]
+    command = [Path(sys.executable).with_name("dattri"), "--import", "slow", "retrain", *options]
+    process = start_hanging(command, tmp_path / "run", cwd=tmp_path)
+    os.killpg(process.pid, signal.SIGINT)
+    assert wait_for_end(process, 10) == []
+    errors = process.communicate()[1].decode()
+    assert process.returncode == 130 and "Traceback" not in errors
+    [told] = [line for line in re.split(r"[\r\n]", errors) if line and "model/s" not in line and "s/model" not in line]
+    assert re.fullmatch(r"Interrupted: [2-4] of 10 models are kept in \S+; the same call goes on from there\.", told)
