@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -28,7 +29,7 @@ from joblib.parallel import get_active_backend
 from tqdm.auto import tqdm
 
 # %% auto #0
-__all__ = ['Shared', 'check_n_jobs', 'run_tasks', 'in_units', 'DevicePool']
+__all__ = ['Shared', 'check_n_jobs', 'one_bar', 'run_tasks', 'in_units', 'DevicePool']
 
 # %% ../../nbs/model_util/05_parallel.ipynb #05e35968
 class Shared:
@@ -103,6 +104,51 @@ def _engine(n_jobs: int | None) -> Parallel:
     except ValueError:
         return Parallel(n_jobs=n_jobs)
 
+# %% ../../nbs/model_util/05_parallel.ipynb #4b4d62bb
+_outer_bar: ContextVar[tqdm | None] = ContextVar("outer_bar", default=None)
+
+
+@contextmanager
+def one_bar(description: str, total: int = 0) -> Iterator[tqdm]:
+    """Count the models of all runs in the block with one progress bar; they show none of their own.
+
+    Parameters
+    ----------
+    description : str
+        Stands before the bar, in place of the descriptions of the runs.
+    total : int, optional
+        Models of all runs together, those that a resumed run finds included. The bar's end moves where the runs turn
+        out to have more, so 0 is right where their number is not known beforehand.
+
+    Yields
+    ------
+    tqdm.tqdm
+        The bar, for a new description or a note. Inside another `one_bar` it is that one's.
+    """
+    if (outer := _outer_bar.get()) is not None:
+        yield outer
+        return
+    with tqdm(total=total, desc=description, unit="model") as bar:
+        token = _outer_bar.set(bar)
+        try:
+            yield bar
+        finally:
+            _outer_bar.reset(token)
+
+
+@contextmanager
+def _bar(description: str, done: int, models: int) -> Iterator[tqdm]:
+    """A bar over the models of a run, or the one that counts several runs."""
+    if (outer := _outer_bar.get()) is None:
+        with tqdm(total=done + models, initial=done, desc=description, unit="model") as bar:
+            yield bar
+        return
+    outer.total = max(outer.total or 0, outer.n + done + models)
+    if not outer.disable:  # models found are no sign of speed
+        outer.n, outer.initial, outer.last_print_n = outer.n + done, outer.initial + done, outer.last_print_n + done
+        outer.refresh()
+    yield outer
+
 # %% ../../nbs/model_util/05_parallel.ipynb #bde45b14
 def run_tasks(
     function: Callable[[_Task], _Result],
@@ -139,7 +185,7 @@ def run_tasks(
     shared = Shared(function)
     shared.hand_to(get_active_backend()[0])
     sizes = [1] * len(tasks) if sizes is None else sizes
-    with tqdm(total=done + sum(sizes), initial=done, desc=description, unit="model") as bar:
+    with _bar(description, done, sum(sizes)) as bar:
         if not tasks:
             return
         for size, result in _engine(n_jobs)(delayed(_call)(shared, *pair) for pair in zip(tasks, sizes, strict=True)):
