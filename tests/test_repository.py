@@ -1,6 +1,8 @@
 """The package is what the notebooks export, is cheap to import, and can be built and installed."""
 
+import ast
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -120,6 +122,57 @@ def test_readme_is_the_index_notebook():
         assert found >= 0, f"README.md lacks {code or heading!r}: run nbdev_readme"
         place = found
     assert sum(bool(code) for code, _ in parts) >= 2
+
+
+def readme_blocks():
+    """Code and what README says that it prints, in order."""
+    text = (ROOT / "README.md").read_text()
+    code = "\n".join(re.findall(r"^``` python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
+    shown = re.findall(r"^```\n\n((?: {4}.*\n)+)", text, re.MULTILINE)
+    return code, [line.strip() for block in shown for line in block.splitlines()]
+
+
+def test_readme_prints_what_it_shows_when_pasted_as_a_script(tmp_path):
+    code, shown = readme_blocks()
+    (tmp_path / "pasted.py").write_text(code)
+    environment = {**os.environ, "HOME": str(tmp_path)}
+    command = [sys.executable, "pasted.py"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == shown
+    assert len(shown) == code.count("print(") >= 3
+
+
+UNPICKLERS = {"benchmark/datasets.py": "_ArraysOnly", "benchmark/music.py": "_NumbersOnly"}
+
+
+def dotted(node):
+    """The dotted name of a function that is called, as far as it is one."""
+    return f"{dotted(node.value)}.{node.attr}" if isinstance(node, ast.Attribute) else getattr(node, "id", "")
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "dattri").rglob("*.py")), ids=lambda file: str(file.relative_to(ROOT)))
+def test_nothing_is_loaded_that_could_run_code(file):
+    """What README says of loading: every reader that could run code is one of those it names."""
+    tree, name = ast.parse(file.read_text()), file.relative_to(ROOT / "dattri").as_posix()
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef) and any("Unpickler" in ast.unparse(base) for base in node.bases):
+            assert UNPICKLERS.get(name) == node.name
+            assert any(getattr(part, "name", "") == "find_class" for part in node.body)
+        if not isinstance(node, ast.Call):
+            continue
+        called, options = dotted(node.func), {option.arg: ast.unparse(option.value) for option in node.keywords}
+        if called == "torch.load":
+            assert options["weights_only"] == "True"
+        elif called == "np.load":
+            assert options["allow_pickle"] == "False"
+        elif called == "yaml.load":
+            assert [ast.unparse(part) for part in node.args[1:]] == ["_LOADER"]
+        elif re.fullmatch(r"(pickle|joblib|dill|marshal|shelve)\.(loads?|open|Unpickler)|cloudpickle\.loads?|eval|exec", called):
+            found.append(called)
+        assert options.get("trust_remote_code", "False") == "False"
+    assert found == (["cloudpickle.loads"] if name == "model_util/parallel.py" else [])
 
 
 def test_no_local_paths():
