@@ -1,10 +1,11 @@
-"""The metrics against the obvious way: one call of scipy per test sample, one comparison per pair.
+"""The metrics against the obvious way: one call of scipy per test sample, and the curve of scikit-learn.
 
 Run with `python benchmarks/metrics.py`. The obvious way is timed on a share of the columns and scaled up.
 """
 
 import numpy as np
 import scipy.stats
+import sklearn.metrics
 import torch
 from measure import DEVICE, Row, extra_memory, readable, report, seconds
 
@@ -22,16 +23,6 @@ def scipy_loo(score, targets, indices, columns):
     """Call scipy column by column."""
     for column in range(columns):
         scipy.stats.pearsonr(score[indices, column], targets[:, column])
-
-
-def pair_loop(score, truth):
-    """The share of pairs in the right order, one pair at a time."""
-    wins = 0.0
-    clean = score[truth == 0].tolist()
-    for wrong in score[truth == 1].tolist():
-        for value in clean:
-            wins += (wrong > value) + 0.5 * (wrong == value)
-    return wins
 
 
 def lds_input(num_train, num_test, num_subsets=100):
@@ -72,18 +63,31 @@ def loo_row(num_train, num_test, columns):
     return Row("loo_corr", f"{num_train:,} x {num_test:,}", ours, theirs * num_test / columns, "50x", memory, note)
 
 
+def sklearn_auc(score, truth):
+    """The curve and the area of scikit-learn."""
+    fpr, tpr, _ = sklearn.metrics.roc_curve(truth, score, drop_intermediate=False)
+    return sklearn.metrics.auc(fpr, tpr)
+
+
 def auc_rows():
-    """`mislabel_detection_auc` against a loop over pairs, and on a million samples."""
-    score, truth = torch.randn(20_000), torch.zeros(20_000)
-    truth[:2000] = 1
-    ours, theirs = seconds(
-        lambda: mislabel_detection_auc(score.to(DEVICE), truth.to(DEVICE)), lambda: pair_loop(score, truth), repeats=3
-    )
-    million = torch.randn(10**6, device=DEVICE), (torch.rand(10**6, device=DEVICE) < 0.1).float()
-    memory = extra_memory(lambda: mislabel_detection_auc(*million))
-    (large,) = seconds(lambda: mislabel_detection_auc(*million), repeats=3)
-    yield Row("mislabel_detection_auc", "20,000 (2,000 wrong)", ours, theirs, "1000x")
-    yield Row("mislabel_detection_auc", "1,000,000", large, None, "2 s", memory)
+    """`mislabel_detection_auc` against scikit-learn: dtypes, ties, and how many labels are wrong."""
+    kinds = {
+        "float32": torch.randn,
+        "float64": lambda size: torch.randn(size, dtype=torch.float64),
+        "float32, 1,000 levels": lambda size: torch.randint(1000, (size,)).float(),
+        "int64, 1,000 levels": lambda size: torch.randint(1000, (size,)),
+        "int64": lambda size: torch.randint(2**60, (size,)),
+    }
+    large = [(10**6, share, kind) for share in (0.1, 0.5) for kind in kinds]
+    for size, share, kind in [(1000, 0.1, "float32"), *large]:
+        score, truth = kinds[kind](size), (torch.rand(size) < share).long()
+        on_device, arrays = (score.to(DEVICE), truth.to(DEVICE)), (score.numpy(), truth.numpy())
+        memory = extra_memory(lambda given=on_device: mislabel_detection_auc(*given))
+        ours, theirs = seconds(
+            lambda given=on_device: mislabel_detection_auc(*given), lambda given=arrays: sklearn_auc(*given), repeats=9
+        )
+        what = f"{size:,} {kind}, {share:.0%} wrong"
+        yield Row("mislabel_detection_auc", what, ours, theirs, "2x", memory, "against scikit-learn")
 
 
 def curve(sizes, make, columns=10):
