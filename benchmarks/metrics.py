@@ -134,7 +134,8 @@ def main():
         *loo_rows(5000, 500, columns=100),
         *auc_rows("float32", values),
         *auc_rows("float64", values.double()),
-        *auc_rows("integers of 200 values", (values * 20).long()),
+        *auc_rows("int64 of 200 values", (values * 20).long()),
+        *auc_rows("int64", torch.randint(2**60, (10**6,))),
     ]
     curves = {
         "training samples (500 test samples, 100 subsets)": curve(

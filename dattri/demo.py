@@ -5,6 +5,7 @@
 # %% ../nbs/demo.ipynb #eefaeb2e
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -141,27 +142,55 @@ def table(results: dict[str, DemoResult]) -> str:
         rows.append(f"{name:<22}{interval:<24}{result.loo:<17.2f}{result.auc:.2f}")
     return "\n".join(rows)
 
+# %% ../nbs/demo.ipynb #fbc59612
+_LINES = ("-", "--", "-.", ":")
+
+
+def _draw_lds(axis: Any, results: dict[str, DemoResult]) -> None:
+    """LDS of all test samples, and the mean of each method with its interval."""
+    for number, (name, result) in enumerate(results.items()):
+        color = f"C{number}"
+        label = f"{name}: mean {round(result.lds.mean, 2) + 0.0:.2f}"  # no minus before 0.00
+        axis.hist(result.lds_each.numpy(), bins=40, range=(-1, 1), histtype="stepfilled", alpha=0.4, color=color, label=label)
+        axis.axvspan(result.lds.low, result.lds.high, ymax=0.78, color=color, alpha=0.3, linewidth=0)
+        axis.axvline(result.lds.mean, ymax=0.78, color=color, linestyle=_LINES[number % 4], linewidth=1.5)
+    axis.set(xlabel="LDS of a test sample (lines: means; bands: 95% intervals)", ylabel="test samples", title="Do sums of scores predict retraining?")
+    axis.margins(y=0.35)  # room for the legend
+
+
+def _draw_roc(axis: Any, results: dict[str, DemoResult]) -> None:
+    """Share of wrong labels found over the share of clean samples inspected, the latter on a logarithmic axis."""
+    smallest = min(float(result.roc.fpr[result.roc.fpr > 0].min()) for result in results.values())
+    for number, (name, result) in enumerate(results.items()):
+        axis.plot(
+            result.roc.fpr.clamp(min=smallest / 2), result.roc.tpr, color=f"C{number}", linestyle=_LINES[number % 4],
+            drawstyle="steps-post", label=f"{name}: {result.auc:.2f}",
+        )
+    chance = torch.logspace(math.log10(smallest / 2), 0, 100)
+    axis.plot(chance, chance, color="0.5", linestyle=(0, (5, 5)), linewidth=1, label="chance: 0.50")
+    axis.set(
+        xscale="log", xlim=(smallest / 2, 1), xlabel="clean samples inspected (log scale)", ylabel="wrong labels found",
+        title="Wrong labels (AUC)",
+    )
+
 # %% ../nbs/demo.ipynb #0d8d51ed
 def draw(results: dict[str, DemoResult], ground_truth: Any) -> Any:
     """Three panels: LDS of the test samples, prediction against retraining for one of them, and the ROC curves."""
     from matplotlib.figure import Figure  # noqa: PLC0415  (heavy; and not pyplot, which keeps global state)
 
-    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    figure = Figure(figsize=(13, 3.8), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
-    for name, result in results.items():
-        left.hist(result.lds_each.numpy(), bins=40, range=(-1, 1), histtype="stepfilled", alpha=0.6, label=name)
-        right.plot(result.roc.fpr, result.roc.tpr, label=f"{name}: {result.auc:.2f}")
+    _draw_lds(left, results)
+    _draw_roc(right, results)
     best = max(results, key=lambda name: results[name].lds.mean)
     each = results[best].lds_each
     sample = int(each.argsort()[len(each) // 2])
     predicted = results[best].score[ground_truth.indices, sample].sum(1)
     middle.scatter(predicted, ground_truth.values[:, sample], s=12)
-    left.set(xlabel="LDS of a test sample", ylabel="test samples", title="Do sums of scores predict retraining?")
     middle.set(
         xlabel=f"sum of scores ({best})", ylabel="minus loss after retraining",
         title=f"Test sample {sample}: LDS {each[sample]:.2f}",
     )
-    right.set(xlabel="clean samples inspected", ylabel="wrong labels found", title="Wrong labels (AUC)")
-    left.legend(frameon=False, fontsize=8)
-    right.legend(frameon=False, fontsize=8, loc="lower right")
+    left.legend(frameon=False, fontsize=8, loc="upper left")
+    right.legend(frameon=False, fontsize=8, loc="center", bbox_to_anchor=(0.62, 0.62))
     return figure

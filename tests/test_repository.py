@@ -143,6 +143,7 @@ def test_readme_prints_what_it_shows_when_pasted_as_a_script(tmp_path):
     assert len(shown) == code.count("print(") >= 3
 
 
+RUNS_CODE = r"(pickle|joblib|dill|marshal|shelve)\.(loads?|open|Unpickler)|cloudpickle\.loads?|eval|exec"
 UNPICKLERS = {"benchmark/datasets.py": "_ArraysOnly", "benchmark/music.py": "_NumbersOnly"}
 
 
@@ -169,7 +170,7 @@ def test_nothing_is_loaded_that_could_run_code(file):
             assert options["allow_pickle"] == "False"
         elif called == "yaml.load":
             assert [ast.unparse(part) for part in node.args[1:]] == ["_LOADER"]
-        elif re.fullmatch(r"(pickle|joblib|dill|marshal|shelve)\.(loads?|open|Unpickler)|cloudpickle\.loads?|eval|exec", called):
+        elif re.fullmatch(RUNS_CODE, called):
             found.append(called)
         assert options.get("trust_remote_code", "False") == "False"
     assert found == (["cloudpickle.loads"] if name == "model_util/parallel.py" else [])

@@ -26,7 +26,7 @@ from .utils import flip_label
 from ..metric.ground_truth import calculate_lds_ground_truth, calculate_loo_ground_truth, evaluate_checkpoints
 from ..model_util.checkpoint import cpu_state, load_checkpoint, sweep, to_bytes, write_whole
 from ..model_util.loader import LoaderRecipe
-from ..model_util.parallel import check_n_jobs
+from ..model_util.parallel import check_n_jobs, one_bar
 from ..model_util.plan import check_partition
 from ..model_util.retrain import retrain_lds, retrain_loo
 from ..model_util.retrain_dir import RetrainDir, checked_home, checked_path, samples_digest
@@ -362,6 +362,7 @@ def build_benchmark(
     setting, root = setting.on(device), checked_home(path)
     folder = root / setting.name
     wanted = check_metrics(setting, setting.metrics if metrics is None else metrics)
+    asked = ", ".join(wanted)
     wanted = [name for name in setting.metrics if name in wanted or (folder / name).exists()]
     data = setting.load_datasets(root / "datasets" / setting.dataset) if data is None else data
     if overwrite:
@@ -369,14 +370,15 @@ def build_benchmark(
     untrained = untrained_target(setting, root, data)
     groups: dict[str, list[Path]] = {}
     checks: list[Check] = []
-    for mode in _modes(wanted):
-        directory = retrain_setting(setting, mode, root, data=data, n_jobs=n_jobs)
-        if mode not in ("lds", "loo"):
-            groups[mode] = _checkpoints(directory)
-        if mode == "half":  # before the many models of the ground truth
-            checks += check_models(setting, data, untrained, groups["full"], groups["half"])
-            _require(setting, folder, checks)
-    tensors = {metric: ground_truth(setting, metric, root, data=data, n_jobs=n_jobs) for metric in wanted}
+    with one_bar(f"building {setting.name} for {asked}"):
+        for mode in _modes(wanted):
+            directory = retrain_setting(setting, mode, root, data=data, n_jobs=n_jobs)
+            if mode not in ("lds", "loo"):
+                groups[mode] = _checkpoints(directory)
+            if mode == "half":  # before the many models of the ground truth
+                checks += check_models(setting, data, untrained, groups["full"], groups["half"])
+                _require(setting, folder, checks)
+        tensors = {metric: ground_truth(setting, metric, root, data=data, n_jobs=n_jobs) for metric in wanted}
     checks += [check for metric in wanted for check in check_truth(metric, tensors[metric])]
     checks += _agreement(setting, root, data, tensors["lds"]["target_values"]) if "lds" in wanted else []
     _require(setting, folder, checks)
