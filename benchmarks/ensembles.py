@@ -98,12 +98,15 @@ def jax_training(layers, samples, labels, batches):
     return lambda: jax.block_until_ready(many(parameters, *arrays))
 
 
+LOOPED = 8  # the loop trains every eighth model, and its time is multiplied: beside other programs it takes minutes
+
+
 def loop_training(model_fn, samples, labels, batches):
-    """A function that trains model after model on batches read from tensors, without a loader."""
+    """A function that trains every `LOOPED`th model, one by one, on batches read from tensors, without a loader."""
     samples, labels, batches = samples.to(DEVICE), labels.to(DEVICE), batches.to(DEVICE)
 
     def call():
-        for own in batches:
+        for own in batches[::LOOPED]:
             model = model_fn().to(DEVICE)
             optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
             for chosen in own:
@@ -114,6 +117,12 @@ def loop_training(model_fn, samples, labels, batches):
     return call
 
 
+def one_thread(call):
+    """Call with one torch thread."""
+    with single_thread():
+        return call()
+
+
 def opponents(name, model_fn, layers, *, num_models=32, num_epochs=2, num_samples=2496, repeats=5):
     """Rows against JAX and the loop, alone and beside other programs; and our time under each load."""
     samples, labels = torch.rand(5000, layers[0]), torch.randint(10, (5000,))
@@ -122,9 +131,11 @@ def opponents(name, model_fn, layers, *, num_models=32, num_epochs=2, num_sample
     orders = [np.concatenate([np.random.permutation(subset) for _ in range(num_epochs)]) for subset in subsets]  # noqa: NPY002
     batches = torch.as_tensor(np.stack(orders)).view(num_models, -1, 64)
     trainer = trainer_of(model_fn, num_epochs)
+    loop = loop_training(model_fn, samples, labels, batches)
     calls = [
         lambda: list(trainer.train_many(dataset, subsets, range(num_models), batch_size=64)),
-        loop_training(model_fn, samples, labels, batches),
+        loop,
+        lambda: one_thread(loop),
     ]
     if importlib.util.find_spec("jax"):
         calls.append(jax_training(layers, samples, labels, batches))
@@ -134,11 +145,13 @@ def opponents(name, model_fn, layers, *, num_models=32, num_epochs=2, num_sample
     rows, times = [], {}
     for load, others in loads.items():
         with others():
-            ours, loop, *jax = times[load] = seconds(*calls, repeats=repeats)
+            ours, *loops, jax = times[load] = [*seconds(*calls, repeats=repeats), *[None] * (4 - len(calls))]
         size = f"{name}, {num_models} models, {num_epochs} epochs, {load}"
         goals = ("1.2x", "5x" if len(layers) == 2 else "2.5x") if load == "alone" else ("", "")
-        rows += [Row("against JAX jit(vmap(scan))", size, ours, time, goals[0]) for time in jax]
-        rows.append(Row("against a loop over index tensors", size, ours, loop, goals[1]))
+        if jax:
+            rows.append(Row("against JAX jit(vmap(scan))", size, ours, jax, goals[0]))
+        for threads, loop_time in zip(("all threads", "one thread"), loops, strict=True):
+            rows.append(Row(f"against a loop over index tensors, {threads}", size, ours, LOOPED * loop_time, goals[1]))
     return rows, {load: found[0] for load, found in times.items()}
 
 
