@@ -21,7 +21,7 @@ from ..model_util.threads import map_blocks, single_thread
 # %% auto #0
 __all__ = ['Correlation', 'lds', 'loo_corr']
 
-# %% ../../nbs/metric/01_correlation.ipynb #5e1ca456
+# %% ../../nbs/metric/01_correlation.ipynb #76f3606c
 def _check_pair(ground_truth: Any) -> tuple[torch.Tensor, Any]:
     """Targets of a ground truth as a matrix, and what they belong to as it is."""
     if not isinstance(ground_truth, (tuple, list)) or len(ground_truth) != 2:
@@ -77,7 +77,7 @@ def ranks(values: torch.Tensor) -> Ranks:
     """Ranks of the values of each row."""
     if values.device.type != "cpu":
         return _ranks_of(values)
-    blocks = row_blocks(len(values), values.shape[1], 2**18, least=1) or [slice(0, 0)]
+    blocks = row_blocks(len(values), values.shape[1], 2**17, least=1) or [slice(0, 0)]
     found = map_blocks(lambda rows: _ranks_of(values[rows]), blocks)
     return Ranks(torch.cat([part.places for part in found]), torch.cat([part.least_gap for part in found]))
 
@@ -92,11 +92,10 @@ def _ranks_of(values: torch.Tensor) -> Ranks:
     order, num_columns = _argsort(values), values.shape[1]
     steps = values.gather(1, order).diff(dim=1)
     gaps = steps.amin(1) if num_columns > 1 else torch.full_like(values[:, 0], torch.inf)
-    place = torch.arange(num_columns, dtype=torch.float64, device=values.device).expand(values.shape)
-    if not bool((gaps > 0).all()):
-        place = _shared(place, steps != 0)
-    places = torch.empty_like(values, dtype=torch.float64).scatter_(1, order, place - (num_columns - 1) / 2)
-    return Ranks(places, gaps)
+    place, centre = torch.arange(num_columns, dtype=torch.float64, device=values.device), (num_columns - 1) / 2
+    tied = not bool((gaps > 0).all())
+    place = _shared(place.expand(values.shape), steps != 0) - centre if tied else (place - centre).expand(values.shape)
+    return Ranks(torch.empty_like(values, dtype=torch.float64).scatter_(1, order, place), gaps)
 
 
 def _shared(place: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
@@ -136,7 +135,7 @@ def _finish(
         warnings.warn("; ".join([reason] * bool(undefined) + [few] * few_values), stacklevel=3)
     return Correlation(correlation.to(dtype), torch.as_tensor(pvalue, dtype=dtype, device=correlation.device))
 
-# %% ../../nbs/metric/01_correlation.ipynb #a5cebc4b
+# %% ../../nbs/metric/01_correlation.ipynb #7995a2e7
 def lds(score: Any, ground_truth: tuple[torch.Tensor, torch.Tensor]) -> Correlation:
     """Linear datamodeling score: do sums of scores rank the retrained models as retraining did?
 
@@ -189,7 +188,7 @@ def ranked_pair(score: Any, ground_truth: Any) -> RankedPair:
     targets, subsets = _subsets_of(ground_truth)
     check_finite("ground_truth", targets, ("subset", "test sample"))
     predicted, dtype, members = [], torch.float32, None
-    for columns, block in column_blocks(score, targets.shape[1], *subsets.reach):
+    for columns, block in column_blocks(score, targets.shape[1], subsets.low, subsets.high):
         if members is None:
             members = members_of(subsets, block.shape[0], device_of(block))
         predicted.append(_predicted_ranks(members, block, columns.start))
@@ -220,7 +219,7 @@ def _spearman(predicted: torch.Tensor, actual: torch.Tensor) -> torch.Tensor:
     return torch.cat(map_blocks(of_rows, row_blocks(len(predicted), predicted.shape[1], 2**20, least=1)))
 
 # %% ../../nbs/metric/01_correlation.ipynb #eb28b66c
-_PART_ENTRIES, _MOST_PARTS = 2**18, 16
+_PART_ENTRIES, _MOST_PARTS = 2**18, 4
 
 
 class _Sums(NamedTuple):
@@ -263,7 +262,7 @@ def _column_sums(x: Any, x_rows: torch.Tensor | None, y: torch.Tensor) -> _Sums:
 
     return _Sums(*torch.stack(map_blocks(of_part, range(num_parts))).sum(0))
 
-# %% ../../nbs/metric/01_correlation.ipynb #c873b597
+# %% ../../nbs/metric/01_correlation.ipynb #536544f1
 def _pearson(x: Any, x_rows: torch.Tensor | None, y: torch.Tensor) -> torch.Tensor:
     """Pearson correlation of each column of `x` (rows in the order of `x_rows`) with that of `y`; float64.
 

@@ -5,6 +5,7 @@
 # %% ../../nbs/model_util/10_threads.ipynb #c82fb341
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
@@ -84,8 +85,7 @@ def map_blocks(
     if workers == 0 or (workers == 1 and not grad):
         return [call(block) for block in blocks]
     try:
-        with ThreadPoolExecutor(workers) as pool:
-            return _results([pool.submit(call, block) for block in blocks], stop)
+        return _results([_pool_of(workers).submit(call, block) for block in blocks], stop)
     finally:
         torch.set_num_threads(before)  # threads that start later take over what was set last in any thread
 
@@ -103,4 +103,28 @@ def _results(futures: list[Future[_Result]], stop: threading.Event | None) -> li
             stop.set()
         for future in futures:
             future.cancel()
+        wait(futures)
         raise
+
+# %% ../../nbs/model_util/10_threads.ipynb #8e642a69
+_pools: dict[int, ThreadPoolExecutor] = {}
+_starting = threading.Lock()
+
+
+def _pool_of(workers: int) -> ThreadPoolExecutor:
+    """The threads of a process, as many as asked for."""
+    with _starting:
+        if workers not in _pools:
+            _pools[workers] = ThreadPoolExecutor(workers, thread_name_prefix=f"dattri-{workers}")
+        return _pools[workers]
+
+
+def _after_fork() -> None:
+    """Forget threads that the parent has."""
+    global _starting  # noqa: PLW0603  (it may be held by a thread of the parent)
+    _starting = threading.Lock()
+    _pools.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
