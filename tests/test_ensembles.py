@@ -78,7 +78,7 @@ MODELS = {
     "python": lambda: Noisy(random.random),
     "late": lambda: Noisy(random.random, first=5),
 }
-WORK = {"small": {}, "medium": {"_SMALL_STEP": 0}, "heavy": {"_HEAVY_STEP": 0}}
+WORK = {"small": {}, "medium": {"_BLOCK_WORK": 0}, "heavy": {"_HEAVY_STEP": 0}}
 
 
 @pytest.fixture(params=WORK)

@@ -169,7 +169,7 @@ def test_nothing_is_loaded_that_could_run_code(file):
         elif called == "np.load":
             assert options["allow_pickle"] == "False"
         elif called == "yaml.load":
-            assert [ast.unparse(part) for part in node.args[1:]] == ["_LOADER"]
+            assert [ast.unparse(part) for part in node.args[1:]] == ["_Loader"]
         elif re.fullmatch(RUNS_CODE, called):
             found.append(called)
         assert options.get("trust_remote_code", "False") == "False"

@@ -72,7 +72,7 @@ class Ranks(NamedTuple):
     places: torch.Tensor
     least_gap: torch.Tensor
 
-
+# %% ../../nbs/metric/01_correlation.ipynb #ec5ada25
 def ranks(values: torch.Tensor) -> Ranks:
     """Ranks of the values of each row."""
     if values.device.type != "cpu":
@@ -182,7 +182,7 @@ class RankedPair(NamedTuple):
     actual: torch.Tensor
     dtype: torch.dtype
 
-
+# %% ../../nbs/metric/01_correlation.ipynb #9e8c3985
 def ranked_pair(score: Any, ground_truth: Any) -> RankedPair:
     """What the scores say about the subsets of each test sample, and what retraining said; on the score's device."""
     targets, subsets = _subsets_of(ground_truth)

@@ -41,7 +41,7 @@ class Subsets(NamedTuple):
             return [self.given.shape[1]] * len(self.given)
         return [len(subset) for subset in self.given]
 
-
+# %% ../../nbs/metric/06_subsets.ipynb #756cff3d
 def read_subsets(subsets: Any) -> Subsets:
     """Subsets in one of the three forms; `ValueError` if they are none."""
     if isinstance(subsets, (list, tuple)) and not _is_rectangular(subsets):

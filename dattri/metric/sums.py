@@ -50,7 +50,7 @@ class PlainSums(NamedTuple):
     largest: float
     depth: int
 
-
+# %% ../../nbs/metric/07_sums.ipynb #49b21e37
 def plain_sums(members: torch.Tensor, score: Any) -> PlainSums:
     """Sum of scores per test sample and subset; sums of finite scores may be infinite.
 

@@ -290,7 +290,8 @@ def fitting_models(model: nn.Module) -> int:
 # %% ../../nbs/model_util/07_stack.ipynb #7978919f
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
-_SMALL_STEP, _HEAVY_STEP, _HUGE_STEP = 5_000_000, 100_000_000, 3_000_000_000  # operations of a forward pass
+_BLOCK_WORK, _FEWEST = 2**25, 8  # operations of a forward pass of a block, and models in it
+_HEAVY_STEP, _HUGE_STEP = 100_000_000, 3_000_000_000  # operations of a forward pass of a model
 
 
 def operations(model: nn.Module, inputs: torch.Tensor, batch_size: int) -> int:
@@ -326,12 +327,12 @@ def in_blocks(items: Sequence[_Item], work: int) -> list[Sequence[_Item]]:
     Returns
     -------
     list of sequences
-        An even number if possible. One model per block if stacking does not pay, and otherwise two or more.
+        One, or an even number. One model per block if stacking does not pay, and otherwise two or more if there are as many.
     """
-    most = 1 if is_heavy(work) else 8 if work >= _SMALL_STEP else 16
+    most = 1 if is_heavy(work) else max(_FEWEST, _BLOCK_WORK // max(1, work))
     number = -(-len(items) // most)
-    if most > 1 and number % 2 and len(items) > 3:
-        number += 1
+    if most > 1 and number > 1:
+        number += number % 2
     bounds = [len(items) * place // number for place in range(number + 1)] if number else []
     return [items[start:end] for start, end in pairwise(bounds)]
 

@@ -66,7 +66,7 @@ def map_blocks(
     blocks : sequence
         What to work on, e.g. slices of columns.
     grad : bool
-        Record gradients. Blocks then always run on threads of their own, whose memory stays in the process between steps.
+        Record gradients.
     stop : threading.Event, optional
         Set as soon as a block fails or the call is interrupted. Long blocks look at it and end early.
 
@@ -82,7 +82,7 @@ def map_blocks(
         with single_thread(free=1), torch.set_grad_enabled(grad):
             return function(block)
 
-    if workers == 0 or (workers == 1 and not grad):
+    if workers <= 1:
         return [call(block) for block in blocks]
     try:
         return _results([_pool_of(workers).submit(call, block) for block in blocks], stop)
