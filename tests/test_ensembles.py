@@ -167,8 +167,9 @@ def test_attention_is_one_call_for_all_models():
     train(trainer_of(MODELS["attention"]))
 
 
-def test_models_are_trained_by_several_threads(with_threads):
+def test_models_are_trained_by_several_threads(with_threads, monkeypatch):
     """And each of them uses one."""
+    monkeypatch.setattr(stack_module, "_BLOCK_WORK", 0)
     seen = set()
 
     def loss_fn(outputs, labels):
@@ -181,7 +182,8 @@ def test_models_are_trained_by_several_threads(with_threads):
     assert {count for _, count in seen} == {1}
 
 
-def test_an_error_of_one_block_ends_the_others(with_threads):
+def test_an_error_of_one_block_ends_the_others(with_threads, monkeypatch):
+    monkeypatch.setattr(stack_module, "_BLOCK_WORK", 0)
     steps = []
 
     def loss_fn(outputs, labels):
