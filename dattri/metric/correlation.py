@@ -14,7 +14,7 @@ import torch
 
 from .blocks import check_finite, column_blocks, device_of, read_rows, row_blocks
 from .inputs import as_real_tensor
-from .subsets import Subsets, members_of, read_subsets
+from .subsets import Subsets, members_of, read_subsets, whole_numbers
 from .sums import exact_sums, plain_sums, uncertain_columns
 from ..model_util.threads import map_blocks, single_thread
 
@@ -61,9 +61,7 @@ def _removed_of(ground_truth: Any) -> tuple[torch.Tensor, torch.Tensor]:
         )
     if indices.dtype == torch.bool:
         raise ValueError("ground_truth: the indices are a mask; expected the removed positions, such as mask.nonzero()[:, 0]")
-    if indices.is_floating_point() and not bool((indices == indices.round()).all()):
-        raise ValueError("ground_truth: the indices must be whole numbers, positions of training samples")
-    return targets, indices.long()
+    return targets, whole_numbers(indices)
 
 # %% ../../nbs/metric/01_correlation.ipynb #696ef578
 class Ranks(NamedTuple):

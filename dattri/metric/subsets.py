@@ -72,9 +72,14 @@ def _positions(values: Any, ndim: int) -> torch.Tensor:
         )
     if tensor.dtype == torch.bool and ndim == 1:
         raise ValueError("ground_truth: masks of unequal length; expected one boolean per training sample in each")
-    if tensor.is_floating_point() and not bool((tensor == tensor.round()).all()):
+    return tensor if tensor.dtype == torch.bool else whole_numbers(tensor)
+
+# %% ../../nbs/metric/06_subsets.ipynb #b40a5ffc
+def whole_numbers(positions: torch.Tensor) -> torch.Tensor:
+    """Positions as int64; `ValueError` unless they are whole numbers."""
+    if positions.is_floating_point() and not bool((positions == positions.round()).all()):
         raise ValueError("ground_truth: the indices must be whole numbers, positions of training samples")
-    return tensor if tensor.dtype == torch.bool else tensor.long()
+    return positions.long()
 
 # %% ../../nbs/metric/06_subsets.ipynb #1cdf50a2
 _ENTRIES = 2**17
