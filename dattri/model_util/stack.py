@@ -9,7 +9,6 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +17,7 @@ from torch.func import functional_call, vmap
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from .parallel import in_units
 from .plan import check_int
 from .seeds import seeded
 
@@ -333,8 +333,7 @@ def in_blocks(items: Sequence[_Item], work: int) -> list[Sequence[_Item]]:
     number = -(-len(items) // most)
     if most > 1 and number > 1:
         number += number % 2
-    bounds = [len(items) * place // number for place in range(number + 1)] if number else []
-    return [items[start:end] for start, end in pairwise(bounds)]
+    return in_units(items, most, at_least=number)
 
 # %% ../../nbs/model_util/07_stack.ipynb #ae423f3a
 def in_groups(
