@@ -320,7 +320,7 @@ def unpack_models(file: Path, folder: Path, model: torch.nn.Module) -> None:
             model.load_state_dict(state)
         except (RuntimeError, TypeError) as error:
             raise ValueError(f"{file}: model {number} does not fit {type(model).__name__}: {error}") from error
-        if broken := nonfinite_names(model.state_dict(), {name for name, _ in model.named_buffers(remove_duplicate=False)}):
+        if broken := nonfinite_names(model.state_dict(), model):
             raise ValueError(f"{file}: model {number} has NaN or infinity in {', '.join(broken)}")
         path.write_bytes(to_bytes({name: state[name] for name in model.state_dict()}))
 

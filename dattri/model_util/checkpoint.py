@@ -10,7 +10,7 @@ import os
 import sys
 import uuid
 import zipfile
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -126,21 +126,22 @@ def cpu_state(model: nn.Module) -> dict[str, Any]:
     return state
 
 # %% ../../nbs/model_util/02_checkpoint.ipynb #9ba8ce66
-def nonfinite_names(state: dict[str, Any], buffers: Collection[str] = ()) -> list[str]:
+def nonfinite_names(state: dict[str, Any], model: nn.Module | None = None) -> list[str]:
     """Names of the tensors in a state dict that say that training diverged.
 
     Parameters
     ----------
     state : dict
         Tensors by name; all else is passed over.
-    buffers : collection of str, optional
-        Names of those that may be infinite, but not NaN. Default: none.
+    model : torch.nn.Module, optional
+        The model that the state is of: its buffers may be infinite, but not NaN. Default: nothing may.
 
     Returns
     -------
     list of str
         Those that hold NaN or, unless they are buffers, infinity.
     """
+    buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)} if model is not None else set()
     tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
     numbers = {name: value for name, value in tensors.items() if value.is_floating_point() or value.is_complex()}
     return [n for n, t in numbers.items() if bool((t.isnan() if n in buffers else ~t.isfinite()).any())]

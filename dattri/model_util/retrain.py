@@ -153,7 +153,7 @@ class TrainJob:
     def _save(self, task: Task, model: nn.Module) -> list[str]:
         """Save one model."""
         state = cpu_state(model)
-        broken = nonfinite_names(state, {name for name, _ in model.named_buffers(remove_duplicate=False)})
+        broken = nonfinite_names(state, model)
         name = self.plan.name(task)
         news = [f"{name} has NaN or infinity in {', '.join(broken)}: training diverged"] if broken else []
         if isinstance(self.plan, LooPlan) and task.group == self.plan.indices[0]:
