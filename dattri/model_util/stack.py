@@ -8,12 +8,12 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -26,6 +26,9 @@ __all__ = ['ModelStack', 'check_settings', 'tensors_of', 'new_model', 'fitting_m
            'in_blocks', 'in_groups']
 
 # %% ../../nbs/model_util/07_stack.ipynb #799d277a
+_USUAL = {"weight": None, "size_average": None, "ignore_index": -100, "reduce": None, "label_smoothing": 0.0}
+
+
 class _CpuLayers(TorchFunctionMode):
     """Layers on a CPU: dropout from a generator of its own, and what suits several models at once."""
 
@@ -34,6 +37,7 @@ class _CpuLayers(TorchFunctionMode):
         self.generator, self.several = generator, several
         self.replaced: dict[Callable, Callable] = {
             nn.functional.linear: self._linear,
+            nn.functional.cross_entropy: self._cross_entropy,
             nn.functional.dropout: self._dropout,
             nn.functional.scaled_dot_product_attention: self._attention,
         }
@@ -50,6 +54,17 @@ class _CpuLayers(TorchFunctionMode):
             return nn.functional.linear(input, weight, bias)
         outputs = (weight @ input.T).T
         return outputs if bias is None else outputs + bias
+
+    def _cross_entropy(self, input: torch.Tensor, target: torch.Tensor, *others: Any, **options: Any) -> torch.Tensor:
+        """The usual kind read off the logarithms; other kinds, and targets that are no classes, as torch does it."""
+        reduction = options.get("reduction", "mean")
+        usual = not others and all(options[name] == _USUAL.get(name, options[name]) for name in options)
+        if self.several and usual and (input.ndim, target.ndim, target.dtype) == (2, 1, torch.int64):
+            with suppress(RuntimeError):  # a target that is no class
+                values = -input.log_softmax(1).gather(1, target[:, None])[:, 0]
+                if reduction in {"mean", "none"}:
+                    return values.mean() if reduction == "mean" else values
+        return nn.functional.cross_entropy(input, target, *others, **options)
 
     def _dropout(
         self, input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False  # noqa: FBT001, FBT002
@@ -86,6 +101,32 @@ class _CpuLayers(TorchFunctionMode):
         return self._dropout(scores.softmax(-1), dropout_p, training=dropout_p > 0) @ value
 
 # %% ../../nbs/model_util/07_stack.ipynb #e470a6c6
+class _Slots:
+    """Where a module keeps its parameters and buffers, by the names they are listed by, so that others can take their places."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self.places = module, []
+        names: dict[torch.Tensor, str] = {}
+        for prefix, owner in module.named_modules():
+            for held in (owner._parameters, owner._buffers):
+                for key, tensor in held.items():
+                    if tensor is not None:
+                        name = names.setdefault(tensor, f"{prefix}.{key}" if prefix else key)  # tied ones share it
+                        self.places.append((name, held, key))
+
+    def call(self, values: dict[str, torch.Tensor], inputs: torch.Tensor) -> tuple[Any, dict[str, torch.Tensor]]:
+        """What the module makes of `inputs` with other values, and the tensors that it has put into the place of some."""
+        before = [held[key] for _, held, key in self.places]
+        try:
+            for name, held, key in self.places:
+                held[key] = values[name]
+            outputs = self.module(inputs)
+            return outputs, {name: held[key] for name, held, key in self.places if held[key] is not values[name]}
+        finally:
+            for (_, held, key), tensor in zip(self.places, before, strict=True):
+                held[key] = tensor
+
+
 class ModelStack:
     """Room for the parameters and buffers of several models of one architecture.
 
@@ -106,6 +147,7 @@ class ModelStack:
 
     def __init__(self, template: nn.Module, num_models: int, generator: torch.Generator | None = None) -> None:
         self.template, self.num_models, self.generator = template, num_models, generator
+        self._slots = _Slots(template)
         self.parameters = {
             name: value.detach().new_empty(num_models, *value.shape).requires_grad_(value.requires_grad)
             for name, value in template.named_parameters()
@@ -134,6 +176,7 @@ class ModelStack:
         for rows in blocks:
             stack = copy.copy(self)
             stack.num_models, stack.template = len(rows), copy.deepcopy(self.template)
+            stack._slots = _Slots(stack.template)
             stack.parameters = {name: value[rows[0] : rows[-1] + 1] for name, value in self.parameters.items()}
             stack.buffers = {name: value[rows[0] : rows[-1] + 1] for name, value in self.buffers.items()}
             stacks.append(stack)
@@ -170,48 +213,50 @@ class ModelStack:
 
     def _of_several(self, loss_fn: Callable, batch: Sequence[torch.Tensor], shared: bool) -> Any:
         """The call for all models: values, and buffers that a model has put new tensors into the place of."""
-        dims = (0, 0, *([None if shared else 0] * len(batch)))
+        values = [*self.parameters.values(), *self.buffers.values()]
+        dims = *[0] * len(values), *[None if shared else 0] * len(batch)
         mapped = vmap(self._of_one(loss_fn), in_dims=dims, randomness="different")
 
-        def call() -> Any:
-            with _CpuLayers(self.generator, several=True):
-                return mapped(self.parameters, self.buffers, *batch)
-
         try:
-            return call()
+            return mapped(*values, *batch)
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, ValueError) as error:
             with torch.no_grad():
                 self._of_first(loss_fn, batch, shared)
-            argument, culprit = self._culprit(call)
+            argument, culprit = self._culprit(lambda: mapped(*values, *batch))
             raise ValueError(
                 f"{argument}: {culprit} does not work for several models at once ({error}). What decides by looking at the "
                 "data, or what torch.vmap does not know, needs a plain training or target function, or max_models=1."
             ) from error
 
     def _of_one(self, loss_fn: Callable) -> Callable:
-        """The call for one model as a function of its values."""
+        """The call for one model as a function of its parameters, its buffers, and a batch."""
+        names = [*self.parameters, *self.buffers]
 
-        def call(parameters: Any, buffers: Any, inputs: torch.Tensor, *targets: torch.Tensor) -> Any:
-            values = {**parameters, **buffers}  # functional_call writes into it what the model has rebound
-            outputs = functional_call(self.template, values, (inputs,))
-            rebound = {name: values[name] for name, before in buffers.items() if values[name] is not before}
-            return loss_fn(outputs, *targets), rebound
+        def call(*tensors: torch.Tensor) -> Any:
+            inputs, *targets = tensors[len(names) :]
+            with self._layers():
+                outputs, rebound = self._slots.call(dict(zip(names, tensors, strict=False)), inputs)
+                return loss_fn(outputs, *targets), {name: value for name, value in rebound.items() if name in self.buffers}
 
         return call
 
+    def _layers(self) -> AbstractContextManager:
+        """What a model is called in."""
+        several = self.num_models > 1
+        return _CpuLayers(self.generator, several=several) if several or self.generator is not None else nullcontext()
+
     def _of_single(self, loss_fn: Callable, batch: Sequence[torch.Tensor], shared: bool) -> Any:
         """The same of the only model, called directly."""
-        with nullcontext() if self.generator is None else _CpuLayers(self.generator, several=False):
-            values, rebound = self._of_first(loss_fn, batch, shared)
+        values, rebound = self._of_first(loss_fn, batch, shared)
         if not isinstance(values, torch.Tensor):
             raise ValueError(f"loss_fn: expected a tensor, it returned {type(values).__name__}")
         return values[None], {name: value[None] for name, value in rebound.items()}
 
     def _of_first(self, loss_fn: Callable, batch: Sequence[torch.Tensor], shared: bool) -> Any:
         """The call for the first model, without vmap."""
-        rows = [{name: value[0] for name, value in stacked.items()} for stacked in (self.parameters, self.buffers)]
+        rows = [value[0] for value in (*self.parameters.values(), *self.buffers.values())]
         return self._of_one(loss_fn)(*rows, *(part if shared else part[0] for part in batch))
 
     def _culprit(self, call: Callable) -> tuple[str, str]:
@@ -290,7 +335,7 @@ def fitting_models(model: nn.Module) -> int:
 # %% ../../nbs/model_util/07_stack.ipynb #7978919f
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
-_BLOCK_WORK, _FEWEST = 2**25, 8  # operations of a forward pass of a block, and models in it
+_BLOCK_WORK, _FEWEST = 2**25, 16  # operations of a forward pass of a block, and models in it
 _HEAVY_STEP, _HUGE_STEP = 100_000_000, 3_000_000_000  # operations of a forward pass of a model
 
 
