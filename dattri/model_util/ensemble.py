@@ -72,8 +72,7 @@ class _Samples:
     def _collate(self, indices: Sequence[int]) -> tuple[torch.Tensor, ...]:
         """The samples at `indices`, collated, on the device."""
         if type(self.dataset) is TensorDataset and not self.by_model:
-            chosen = slice(None) if len(indices) == len(self.dataset) and isinstance(indices, range) else list(indices)
-            return tuple(tensor.detach()[chosen].to(self.device) for tensor in self.dataset.tensors)
+            return tuple(tensor.detach()[list(indices)].to(self.device) for tensor in self.dataset.tensors)
         if hasattr(self.dataset, "__getitems__"):
             samples = self.dataset.__getitems__(list(indices))
         else:

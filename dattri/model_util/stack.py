@@ -26,9 +26,6 @@ __all__ = ['ModelStack', 'check_settings', 'tensors_of', 'new_model', 'fitting_m
            'in_blocks', 'in_groups']
 
 # %% ../../nbs/model_util/07_stack.ipynb #799d277a
-_USUAL = {"weight": None, "size_average": None, "ignore_index": -100, "reduce": None, "label_smoothing": 0.0}
-
-
 class _CpuLayers(TorchFunctionMode):
     """Layers on a CPU: dropout from a generator of its own, and what suits several models at once."""
 
@@ -55,16 +52,25 @@ class _CpuLayers(TorchFunctionMode):
         outputs = (weight @ input.T).T
         return outputs if bias is None else outputs + bias
 
-    def _cross_entropy(self, input: torch.Tensor, target: torch.Tensor, *others: Any, **options: Any) -> torch.Tensor:
+    def _cross_entropy(
+        self,
+        input: torch.Tensor,
+        target: torch.Tensor,
+        weight: torch.Tensor | None = None,
+        size_average: bool | None = None,
+        ignore_index: int = -100,
+        reduce: bool | None = None,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+    ) -> torch.Tensor:
         """The usual kind read off the logarithms; other kinds, and targets that are no classes, as torch does it."""
-        reduction = options.get("reduction", "mean")
-        usual = not others and all(options[name] == _USUAL.get(name, options[name]) for name in options)
+        options = weight, size_average, ignore_index, reduce, reduction, label_smoothing
+        usual = any(options == (None, None, -100, None, kind, 0.0) for kind in ("mean", "sum", "none"))
         if self.several and usual and (input.ndim, target.ndim, target.dtype) == (2, 1, torch.int64):
             with suppress(RuntimeError):  # a target that is no class
                 values = -input.log_softmax(1).gather(1, target[:, None])[:, 0]
-                if reduction in {"mean", "none"}:
-                    return values.mean() if reduction == "mean" else values
-        return nn.functional.cross_entropy(input, target, *others, **options)
+                return values if reduction == "none" else getattr(values, reduction)()
+        return nn.functional.cross_entropy(input, target, *options)
 
     def _dropout(
         self, input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False  # noqa: FBT001, FBT002
