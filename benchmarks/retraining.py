@@ -16,7 +16,7 @@ import torch
 from ensembles import data, digits_lr, mnist_mlp, plain, trainer_of
 from measure import Row, report, seconds
 
-from dattri.model_util.checkpoint import cpu_state, to_bytes, write_whole
+from dattri.model_util.checkpoint import atomic_write, cpu_state, to_bytes
 from dattri.model_util.retrain import retrain_lds
 
 
@@ -49,7 +49,7 @@ def overhead_parts(count=200):
 
         calls = {
             "one fsync": lambda: [synced(number) for number in range(count)],
-            "a file, whole or absent": lambda: [write_whole(path / str(number), data) for number in range(count)],
+            "a file, whole or absent": lambda: [atomic_write(path / str(number), data) for number in range(count)],
             "state to bytes": lambda: [to_bytes(cpu_state(model)) for _ in range(count)],
         }
         return {name: time / count for name, time in zip(calls, seconds(*calls.values(), repeats=5), strict=True)}

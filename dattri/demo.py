@@ -18,7 +18,7 @@ from torch.utils.data import TensorDataset
 
 from .benchmark.load import load_setting
 from .benchmark.settings import find_setting
-from .metric import MeanInterval, lds, lds_interval, loo_corr, mislabel_detection_auc
+from .metric import ConfidenceInterval, lds, lds_interval, loo_corr, mislabel_detection_auc
 from .model_util.checkpoint import load_checkpoint
 
 # %% auto #0
@@ -81,7 +81,7 @@ def attribute(model: nn.Module, train: TensorDataset, test: TensorDataset) -> di
 class DemoResult(NamedTuple):
     """What the demo found for one method; `lds_each`, `score` and `roc` are kept for the picture."""
 
-    lds: MeanInterval
+    lds: ConfidenceInterval
     loo: float
     auc: float
     lds_each: torch.Tensor

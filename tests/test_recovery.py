@@ -185,13 +185,13 @@ import resource
 WIDTH = 8
 limit = resource.getrlimit(resource.RLIMIT_FSIZE)
 import dattri.model_util.retrain as module
-real, calls = module.write_whole, 0
+real, calls = module.atomic_write, 0
 def shrinking(file, data, **options):
     global calls
     calls += 1
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(data) // 2 if calls == 4 else limit[0], limit[1]))
     real(file, data, **options)
-module.write_whole = shrinking
+module.atomic_write = shrinking
 try:
     {RUNS[mode]}
 except OSError as error:

@@ -18,7 +18,7 @@ from dattri.benchmark.models.gpt2 import gpt2, read_parquet_texts, wikitext_bloc
 from dattri.benchmark.models.music_transformer import MusicTransformer
 from dattri.benchmark.models.nanogpt import NanoGPT
 from dattri.benchmark.training import (
-    SequenceTrainer,
+    SingleModelTrainer,
     block_loss,
     cosine,
     decay_matrices,
@@ -71,7 +71,7 @@ def test_epochs_are_those_of_a_plain_loop():
             optimizer.zero_grad()
             block_loss(model(inputs), targets).mean().backward()
             optimizer.step()
-    trained = SequenceTrainer(tiny_nanogpt, block_loss, optimizer=adamw, num_epochs=3)(loader(), seed=3)
+    trained = SingleModelTrainer(tiny_nanogpt, block_loss, optimizer=adamw, num_epochs=3)(loader(), seed=3)
     assert_same_weights(trained, model)
     assert trained.training
     with pytest.raises(AssertionError):
@@ -97,7 +97,7 @@ def test_steps_with_schedule_and_clipping_are_those_of_a_plain_loop(num_steps):
         norm = nn.utils.clip_grad_norm_(model.parameters(), 0.5)
         assert norm > 0.5, "the test clips"
         optimizer.step()
-    trainer = SequenceTrainer(
+    trainer = SingleModelTrainer(
         tiny_nanogpt, block_loss, optimizer=partial(decay_matrices, weight_decay=0.1, lr=1e-2), num_steps=num_steps,
         schedule=cosine(2, 6, 0.1), clip_norm=0.5,
     )
@@ -121,7 +121,7 @@ def test_the_best_epoch_is_kept():
         states.append(copy.deepcopy(model))
     best = means.index(min(means))
     assert 0 < best < 4
-    trainer = partial(SequenceTrainer, tiny_nanogpt, block_loss, num_epochs=5)
+    trainer = partial(SingleModelTrainer, tiny_nanogpt, block_loss, num_epochs=5)
     assert_same_weights(trainer(optimizer=large, keep_best=True)(loader(), seed=1), states[best])
     assert_same_weights(trainer(optimizer=large)(loader(), seed=1), states[4])
     with pytest.raises(AssertionError):
@@ -131,7 +131,7 @@ def test_the_best_epoch_is_kept():
 
 
 def test_retrain_lds_twice_gives_the_same_bytes(tmp_path):
-    trainer = SequenceTrainer(
+    trainer = SingleModelTrainer(
         partial(tiny_nanogpt, dropout=0.2), block_loss, optimizer=partial(decay_matrices, weight_decay=0.1, lr=1e-2),
         num_steps=4, schedule=cosine(1, 4, 0.1), clip_norm=1.0,
     )
@@ -148,12 +148,12 @@ def test_retrain_lds_twice_gives_the_same_bytes(tmp_path):
     )
     assert values.shape == (2, 10) and indices.shape == (2, 5) and values.isfinite().all()
     with pytest.raises(ValueError, match="num_steps"):
-        other = SequenceTrainer(partial(tiny_nanogpt, dropout=0.2), block_loss, optimizer=adamw, num_steps=5)
+        other = SingleModelTrainer(partial(tiny_nanogpt, dropout=0.2), block_loss, optimizer=adamw, num_steps=5)
         retrain_lds(other, loader(), tmp_path / "first", num_subsets=2, subset_ratio=0.5, seed=7)
 
 
 def test_trainers_and_schedules_can_be_pickled():
-    trainer = SequenceTrainer(tiny_nanogpt, block_loss, optimizer=adamw, num_steps=2, schedule=cosine(1, 2, 0.1))
+    trainer = SingleModelTrainer(tiny_nanogpt, block_loss, optimizer=adamw, num_steps=2, schedule=cosine(1, 2, 0.1))
     again = pickle.loads(pickle.dumps(trainer))
     assert_same_weights(again(loader(), seed=0), trainer(loader(), seed=0))
     assert again.schedule(0) == 0.5 and again.schedule(9) == pytest.approx(0.1)
@@ -201,7 +201,7 @@ def test_transformers_as_functions_and_as_targets(model_fn, loss_fn, dataset):
     target_func = EnsembleTarget(model_fn, loss_fn, max_models=1)
     torch.testing.assert_close(target_func.evaluate_many(models, batches), expected)
     assert not torch.allclose(expected[0], expected[1])
-    trainer = SequenceTrainer(model_fn, loss_fn, optimizer=adamw, num_epochs=3)
+    trainer = SingleModelTrainer(model_fn, loss_fn, optimizer=adamw, num_epochs=3)
     trained = trainer(loader(dataset), seed=0)
     assert target_func(trained, batches).mean() < expected[0].mean()
 

@@ -24,7 +24,7 @@ from .hub import CARD, hash_lines, listed_hashes, models_name, pack_models, remo
 from .settings import Setting
 from .utils import flip_label
 from ..metric.ground_truth import calculate_lds_ground_truth, calculate_loo_ground_truth, evaluate_checkpoints
-from ..model_util.checkpoint import cpu_state, load_checkpoint, sweep, to_bytes, write_whole
+from ..model_util.checkpoint import cpu_state, load_checkpoint, sweep, to_bytes, atomic_write
 from ..model_util.loader import LoaderRecipe
 from ..model_util.parallel import check_n_jobs, one_bar
 from ..model_util.plan import check_partition
@@ -225,7 +225,7 @@ def untrained_target(setting: Setting, path: str | os.PathLike, data: Datasets) 
     """
     file = retrained_path(setting, "untrained.pt", path)
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, to_bytes(cpu_state(setting.new_model())))
+    atomic_write(file, to_bytes(cpu_state(setting.new_model())))
     _, loader = setting.loaders(data)
     return _mean_target(_target(setting), [file], loader)
 
@@ -441,9 +441,9 @@ def _write(
     for metric, named in tensors.items():
         for what, tensor in named.items():
             written.append(root / tensor_file(setting.name, metric, what))
-            write_whole(written[-1], to_bytes(tensor))
+            atomic_write(written[-1], to_bytes(tensor))
     names = [file.relative_to(folder).as_posix() for file in written]
-    write_whole(folder / CARD, card(setting, data, folder, names, checks).encode())
+    atomic_write(folder / CARD, card(setting, data, folder, names, checks).encode())
 
 # %% ../../nbs/benchmark/06_build.ipynb #03717201
 def sample_digests(setting: Setting, data: Datasets) -> dict[str, str]:

@@ -30,7 +30,7 @@ from dattri.benchmark.build import (
 from .datasets import Datasets
 from .settings import Setting, find_setting, list_benchmarks
 from ..metric.ground_truth import GroundTruth
-from ..model_util.checkpoint import load_checkpoint, to_bytes, write_whole
+from ..model_util.checkpoint import load_checkpoint, to_bytes, atomic_write
 from ..model_util.retrain_dir import checked_home
 
 # %% auto #0
@@ -65,7 +65,7 @@ def _install_tensors(setting: Setting, metric: str, data: Datasets, fetch: Calla
     tensors = {what: _read_tensor(file) for what, file in files.items()}
     _check_truth(setting, metric, data, tensors, files["indices"].parent)
     for what, tensor in tensors.items():
-        write_whole(part / f"{what}_{metric}.pt", to_bytes(tensor))
+        atomic_write(part / f"{what}_{metric}.pt", to_bytes(tensor))
     return {names[what]: hub.file_hash(file) for what, file in files.items()}
 
 

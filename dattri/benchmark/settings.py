@@ -25,7 +25,7 @@ from .models.linear import MLP, LogisticRegression
 from .models.music_transformer import MusicTransformer
 from .models.nanogpt import NanoGPT
 from .models.resnet import ResNet9
-from .training import SequenceTrainer, block_loss, cosine, decay_matrices, last_token_loss, next_token_loss
+from .training import SingleModelTrainer, block_loss, cosine, decay_matrices, last_token_loss, next_token_loss
 from .utils import SubsetSampler
 from ..model_util.ensemble import EnsembleTrainer
 from ..model_util.plan import check_int
@@ -181,7 +181,7 @@ class Setting:
         Raises
         ------
         ValueError
-            If a function has no `device`, as an `EnsembleTrainer`, a `SequenceTrainer` or an `EnsembleTarget` has.
+            If a function has no `device`, as an `EnsembleTrainer`, a `SingleModelTrainer` or an `EnsembleTarget` has.
         """
         if device is None:
             return self
@@ -304,7 +304,7 @@ def _language_model(
     architecture = architecture or model_fn
     return {
         "create_model": architecture,
-        "train_func": SequenceTrainer(model_fn, loss_fn, **training),
+        "train_func": SingleModelTrainer(model_fn, loss_fn, **training),
         "target_func": EnsembleTarget(architecture, loss_fn, max_models=1),
         "repo_id": HUB,
         "metrics": ("lds",),

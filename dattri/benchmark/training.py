@@ -19,10 +19,10 @@ from torch.utils.data import DataLoader
 
 from ..model_util.plan import check_int
 from ..model_util.seeds import seeded
-from ..model_util.stack import check_settings, new_model
+from ..model_util.stack import check_model_options, new_model
 
 # %% auto #0
-__all__ = ['block_loss', 'last_token_loss', 'next_token_loss', 'cosine', 'decay_matrices', 'SequenceTrainer']
+__all__ = ['block_loss', 'last_token_loss', 'next_token_loss', 'cosine', 'decay_matrices', 'SingleModelTrainer']
 
 # %% ../../nbs/benchmark/04_training.ipynb #fc95976b
 def block_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -76,7 +76,7 @@ def _cosine_factor(step: int, *, warmup: int, total: int, floor: float) -> float
 
 
 def cosine(warmup: int, total: int, floor: float = 0.0) -> Callable[[int], float]:
-    """A schedule for `SequenceTrainer`: linear warm-up, then half a cosine.
+    """A schedule for `SingleModelTrainer`: linear warm-up, then half a cosine.
 
     Parameters
     ----------
@@ -146,7 +146,7 @@ def _check_step(optimizer: Any, schedule: Any, clip_norm: Any) -> None:
 
 # %% ../../nbs/benchmark/04_training.ipynb #fbc97edb
 @dataclass(frozen=True)
-class SequenceTrainer:
+class SingleModelTrainer:
     """A training function for models that are trained one at a time.
 
     Call it like any training function, ``trainer(dataloader, seed=None)``, or pass it to `retrain_loo` or `retrain_lds`.
@@ -193,7 +193,7 @@ class SequenceTrainer:
     device: torch.device | str | None = None
 
     def __post_init__(self) -> None:
-        check_settings(self.model_fn, self.loss_fn, self.device, 1)
+        check_model_options(self.model_fn, self.loss_fn, self.device, 1)
         _check_length(self.num_epochs, self.num_steps, self.keep_best)
         _check_step(self.optimizer, self.schedule, self.clip_norm)
 

@@ -98,7 +98,7 @@ def check_finite(
             )
 
 # %% ../../nbs/metric/05_blocks.ipynb #61bd47f1
-def lies_by_columns(score: Any) -> bool:
+def is_column_major(score: Any) -> bool:
     """Whether reading some columns of a matrix is cheaper than reading some rows."""
     if isinstance(score, torch.Tensor):
         return False
@@ -136,7 +136,7 @@ def column_blocks(score: Any, num_test: int, low: int, high: int) -> Iterator[tu
         yield from _given_blocks(score, num_test, low, high)
         return
     check_matrix(score, low, high, num_test)
-    if not lies_by_columns(score):
+    if not is_column_major(score):
         yield slice(0, num_test), score.detach() if isinstance(score, torch.Tensor) else score
         return
     for columns in row_blocks(num_test, score.shape[0], 4 * BLOCK_BYTES, least=1):

@@ -274,11 +274,11 @@ def _pearson(x: Any, x_rows: torch.Tensor | None, y: torch.Tensor) -> torch.Tens
     for columns in (~sound).nonzero().flatten().split(16):  # constant or nearly so, or of extreme size: rare
         parts = [_given_rows(x, x_rows, y, rows) for rows in row_blocks(*y.shape)]
         left, right = (torch.cat([part[:, columns].double() for part in side]) for side in zip(*parts, strict=True))
-        correlation[columns] = _careful_pearson(left, right)
+        correlation[columns] = _two_pass_pearson(left, right)
     return correlation
 
 
-def _careful_pearson(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+def _two_pass_pearson(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Pearson correlation of columns in several passes, scaled against under- and overflow; nan if one is constant."""
     constant = (x == x[0]).all(0) | (y == y[0]).all(0)
     products = torch.ones_like(x)

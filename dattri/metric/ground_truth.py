@@ -17,9 +17,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from .inputs import as_real_tensor, check_real
-from ..model_util.checkpoint import check_whole, load_checkpoint, to_bytes, write_whole
-from ..model_util.loader import LoaderRecipe, here, in_order
-from ..model_util.parallel import in_units, run_tasks
+from ..model_util.checkpoint import verify_checksums, load_checkpoint, to_bytes, atomic_write
+from ..model_util.loader import LoaderRecipe, fork_safe, in_order
+from ..model_util.parallel import chunks, run_tasks
 from ..model_util.retrain_dir import MODULE, RetrainDir, require_complete
 from ..model_util.seeds import seeded
 
@@ -42,7 +42,7 @@ def _called(function: Callable, model: Any, dataloader: DataLoader, name: str) -
     """What a target function returns; `RuntimeError` naming the model if it raises."""
     try:
         with seeded(0):
-            return function(model, here(dataloader))
+            return function(model, fork_safe(dataloader))
     except Exception as error:
         raise RuntimeError(f"target_func raised {type(error).__name__}: {error}, for {name}") from error
 
@@ -113,7 +113,7 @@ class _Evaluation:
     def run(self, keys: Sequence[tuple[int, ...]], n_jobs: int | None) -> torch.Tensor:
         """Targets of all models, shape (num_models, num_test)."""
         many = hasattr(self.target_func, "evaluate_many")
-        units = in_units(keys, self.target_func.group_size() if many else 1)
+        units = chunks(keys, self.target_func.group_size() if many else 1)
         description = f"evaluating ({self.directory.metadata['mode']})"
         groups = run_tasks(self, units, n_jobs=n_jobs, description=description, sizes=[len(unit) for unit in units])
         with torch.inference_mode(False):  # so that the result can be used in any way
@@ -176,7 +176,7 @@ class GroundTruth(NamedTuple):
         OSError
             If the file cannot be written.
         """
-        write_whole(Path(path).expanduser(), to_bytes(tuple(as_ground_truth("ground_truth", self))))
+        atomic_write(Path(path).expanduser(), to_bytes(tuple(as_ground_truth("ground_truth", self))))
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> GroundTruth:
@@ -310,7 +310,7 @@ class _LdsEvaluation(_Evaluation):
     """The target function gets the path of a checkpoint that is known to be whole."""
 
     def _given(self, file: Path) -> str:
-        check_whole(file)
+        verify_checksums(file)
         return str(file)
 
 

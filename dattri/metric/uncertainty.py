@@ -16,7 +16,7 @@ from .correlation import RankedPair, ranked_pair
 from ..model_util.threads import map_blocks, single_thread
 
 # %% auto #0
-__all__ = ['MeanInterval', 'lds_interval']
+__all__ = ['ConfidenceInterval', 'lds_interval']
 
 # %% ../../nbs/metric/03_uncertainty.ipynb #1b85c360
 class _LeftOut(NamedTuple):
@@ -103,7 +103,7 @@ def _crossed(left_out: _LeftOut) -> _Estimate:
     return _Estimate(float(mean), variance, max(variance**2 / spread, 1.0) if spread > 0 else math.inf)
 
 # %% ../../nbs/metric/03_uncertainty.ipynb #2e7ceab9
-class MeanInterval(NamedTuple):
+class ConfidenceInterval(NamedTuple):
     """Mean over test samples, and the interval that holds the mean over endless subsets and test samples."""
 
     mean: float
@@ -124,7 +124,7 @@ def _fisher_interval(mean: float, estimate: _Estimate, confidence: float) -> tup
 # %% ../../nbs/metric/03_uncertainty.ipynb #0e9fa5e6
 def lds_interval(
     score: Any, ground_truth: tuple[torch.Tensor, torch.Tensor], *, confidence: float = 0.95
-) -> MeanInterval:
+) -> ConfidenceInterval:
     """Mean LDS, and a confidence interval for what it would be over infinitely many subsets and test samples.
 
     The interval estimates the mean LDS of the *method on this kind of data*: over endless subsets and test samples of which those
@@ -143,7 +143,7 @@ def lds_interval(
 
     Returns
     -------
-    MeanInterval
+    ConfidenceInterval
         ``mean`` is the mean of ``lds(score, ground_truth).correlation`` over the test samples whose LDS is defined, with and
         without any one of the subsets; ``low`` and ``high``, in [-1, 1], are the ends of the interval. With one test sample the
         interval is about that sample, over endless subsets. All are nan where no LDS is defined; the ends are nan for fewer than
@@ -161,7 +161,7 @@ def lds_interval(
     whole = left_out.whole[~left_out.whole.isnan()]
     known = ~left_out.without.isnan().any(1)
     if left_out.without.shape[1] < 3 or not bool(known.any()):
-        return MeanInterval(float(whole.mean()), math.nan, math.nan)
+        return ConfidenceInterval(float(whole.mean()), math.nan, math.nan)
     left_out = _LeftOut(left_out.whole[known].clamp(-1, 1), left_out.without[known].clamp(-1, 1))
     mean = float(left_out.whole.mean())
-    return MeanInterval(mean, *_fisher_interval(mean, _crossed(left_out), confidence))
+    return ConfidenceInterval(mean, *_fisher_interval(mean, _crossed(left_out), confidence))

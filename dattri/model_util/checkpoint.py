@@ -24,8 +24,8 @@ except ImportError:  # Windows: leftovers of killed processes stay, everything e
     fcntl = None  # type: ignore[assignment]
 
 # %% auto #0
-__all__ = ['whole_file', 'write_whole', 'sweep', 'cpu_state', 'nonfinite_names', 'to_bytes', 'looks_whole', 'check_whole',
-           'load_checkpoint']
+__all__ = ['whole_file', 'atomic_write', 'sweep', 'cpu_state', 'nonfinite_names', 'to_bytes', 'has_zip_directory',
+           'verify_checksums', 'load_checkpoint']
 
 # %% ../../nbs/model_util/02_checkpoint.ipynb #d4a33659
 _PART = ".part"
@@ -100,7 +100,7 @@ def whole_file(path: Path, *, replace: bool = True) -> Iterator[BinaryIO]:
         raise OSError(error.errno, message, str(path)) from error
 
 # %% ../../nbs/model_util/02_checkpoint.ipynb #8ac13d27
-def write_whole(path: Path, data: bytes, *, replace: bool = True) -> None:
+def atomic_write(path: Path, data: bytes, *, replace: bool = True) -> None:
     """Write `data` to `path` so that the file appears whole or not at all; see `whole_file`."""
     with whole_file(path, replace=replace) as file:
         file.write(data)
@@ -154,12 +154,12 @@ def to_bytes(obj: Any) -> bytes:
     return buffer.getvalue()
 
 # %% ../../nbs/model_util/02_checkpoint.ipynb #64dd9ec1
-def looks_whole(path: str | Path) -> bool:
+def has_zip_directory(path: str | Path) -> bool:
     """Whether the file is there and ends as a checkpoint ends."""
     return zipfile.is_zipfile(path)
 
 # %% ../../nbs/model_util/02_checkpoint.ipynb #5b612a82
-def check_whole(path: Path) -> bytes:
+def verify_checksums(path: Path) -> bytes:
     """Content of a checkpoint whose every byte is as it was written.
 
     Raises
@@ -221,7 +221,7 @@ def load_checkpoint(path: Path, *, modules: bool = False) -> Any:
     ValueError
         If it is damaged, or names anything that is not allowed.
     """
-    data = check_whole(path)
+    data = verify_checksums(path)
     try:
         names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(data)))
     except Exception as error:  # whatever a foreign archive or pickle makes torch raise

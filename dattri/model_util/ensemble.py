@@ -22,10 +22,10 @@ from .plan import check_int
 from .seeds import derive_seed, seeded
 from dattri.model_util.stack import (
     ModelStack,
-    check_settings,
+    check_model_options,
     fitting_models,
     in_blocks,
-    in_groups,
+    shrinking_groups,
     is_heavy,
     is_huge,
     new_model,
@@ -305,7 +305,7 @@ class EnsembleTrainer:
     _limit: dict[str, int] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        check_settings(self.model_fn, self.loss_fn, self.device, self.max_models)
+        check_model_options(self.model_fn, self.loss_fn, self.device, self.max_models)
         _check_optimizer(self.optimizer)
         if self.scheduler is not None and not callable(self.scheduler):
             raise TypeError(f"scheduler: expected a function of the optimizer, got {type(self.scheduler).__name__}")
@@ -425,6 +425,6 @@ class EnsembleTrainer:
             return training.group([subsets[number] for number in chosen], [seeds[number] for number in chosen])
 
         for numbers in by_length.values():
-            for chosen, stacks in in_groups(numbers, size_of_groups, train, self._limit):
+            for chosen, stacks in shrinking_groups(numbers, size_of_groups, train, self._limit):
                 models = (stack.take(row) for stack in stacks for row in range(stack.num_models))
                 yield list(zip(chosen, models, strict=False))

@@ -22,7 +22,7 @@ from torch.utils.data import (
 )
 
 # %% auto #0
-__all__ = ['SharedOrderSampler', 'LoaderRecipe', 'here', 'in_order']
+__all__ = ['SharedOrderSampler', 'LoaderRecipe', 'fork_safe', 'in_order']
 
 # %% ../../nbs/model_util/00_loader.ipynb #774935d6
 def _sampler_indices(dataloader: DataLoader) -> tuple[np.ndarray, bool]:
@@ -133,7 +133,7 @@ class LoaderRecipe:
         self.check_batches(len(positions))
         sampler = SharedOrderSampler(positions, len(self), _generator(seed)) if self.shuffle else None
         subset = Subset(self.dataset, self.sample_indices[positions].tolist())
-        return here(DataLoader(subset, sampler=sampler, generator=_generator(seed), **self.options))
+        return fork_safe(DataLoader(subset, sampler=sampler, generator=_generator(seed), **self.options))
 
     def by_position(self) -> Subset:
         """The samples as a data set in which index and position are the same."""
@@ -148,7 +148,7 @@ class LoaderRecipe:
             )
 
 # %% ../../nbs/model_util/00_loader.ipynb #f6714f3d
-def here(dataloader: DataLoader) -> DataLoader:
+def fork_safe(dataloader: DataLoader) -> DataLoader:
     """The loader, made to work in a worker process of joblib, whose own way of starting processes it cannot use."""
     inner = multiprocessing.current_process().name != "MainProcess"
     undecided = dataloader.num_workers and dataloader.multiprocessing_context is None

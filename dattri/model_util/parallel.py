@@ -34,7 +34,7 @@ from joblib.parallel import get_active_backend
 from tqdm.auto import tqdm
 
 # %% auto #0
-__all__ = ['Shared', 'check_n_jobs', 'one_bar', 'run_tasks', 'in_units', 'DevicePool']
+__all__ = ['Shared', 'check_n_jobs', 'one_bar', 'run_tasks', 'chunks', 'DevicePool']
 
 # %% ../../nbs/model_util/05_parallel.ipynb #05e35968
 class Shared:
@@ -283,7 +283,7 @@ def _results(engine: Parallel, calls: Iterator[Any], parent: int | None) -> Iter
             results.close()
 
 # %% ../../nbs/model_util/05_parallel.ipynb #cb7937ca
-def in_units(items: Sequence[_Task], size: int, at_least: int = 1) -> list[Sequence[_Task]]:
+def chunks(items: Sequence[_Task], size: int, at_least: int = 1) -> list[Sequence[_Task]]:
     """Items in consecutive groups of nearly equal length.
 
     Parameters

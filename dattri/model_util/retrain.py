@@ -28,10 +28,10 @@ from dattri.model_util.checkpoint import (
     load_checkpoint,
     nonfinite_names,
     to_bytes,
-    write_whole,
+    atomic_write,
 )
 from .loader import LoaderRecipe
-from .parallel import DevicePool, check_n_jobs, in_units, run_tasks
+from .parallel import DevicePool, check_n_jobs, chunks, run_tasks
 from dattri.model_util.plan import (
     LdsPlan,
     LooPlan,
@@ -158,7 +158,7 @@ class TrainJob:
         news = [f"{name} has NaN or infinity in {', '.join(broken)}: training diverged"] if broken else []
         if isinstance(self.plan, LooPlan) and task.group == self.plan.indices[0]:
             news += _save_module(self.directory.path / MODULE, model)
-        write_whole(self.directory.checkpoint(task.group, task.run), to_bytes(state))
+        atomic_write(self.directory.checkpoint(task.group, task.run), to_bytes(state))
         return news
 
 # %% ../../nbs/model_util/06_retrain.ipynb #7ce421a9
@@ -183,7 +183,7 @@ def _save_module(file: Path, model: nn.Module) -> list[str]:
     remedy = "calculate_loo_ground_truth will need model=, a module to put the saved weights into"
     with _classes_by_name(model):
         try:
-            write_whole(file, to_bytes(model.cpu()))
+            atomic_write(file, to_bytes(model.cpu()))
         except OSError:
             raise
         except Exception as error:  # whatever a user's class raises when it is pickled
@@ -238,10 +238,10 @@ def _run(job: TrainJob, tasks: Sequence[Task], n_jobs: int | None) -> None:
 def _units(job: TrainJob, tasks: Sequence[Task]) -> list[Sequence[Task]]:
     """Tasks one by one, or in groups for a trainer of many models; at least one for each device."""
     if not hasattr(job.train_func, "train_many"):
-        return in_units(tasks, 1)
+        return chunks(tasks, 1)
     if job.pool is None:
-        return in_units(tasks, job.train_func.group_size())
-    return in_units(tasks, job.train_func.group_size(device=job.pool.devices[0]), at_least=len(job.pool.devices))
+        return chunks(tasks, job.train_func.group_size())
+    return chunks(tasks, job.train_func.group_size(device=job.pool.devices[0]), at_least=len(job.pool.devices))
 
 
 def _interrupted(job: TrainJob, tasks: Sequence[Task]) -> KeyboardInterrupt:

@@ -22,7 +22,7 @@ import yaml
 from torch.utils.data import TensorDataset
 
 from .. import __version__
-from .checkpoint import looks_whole, sweep, write_whole
+from .checkpoint import has_zip_directory, sweep, atomic_write
 from .loader import LoaderRecipe
 from .plan import LdsPlan, LooPlan, Task
 from .seeds import check_seed
@@ -308,18 +308,18 @@ class RetrainDir:
 
     def is_done(self, task: Task) -> bool:
         """Whether the model of a task is there and not cut off, with the positions it was trained on."""
-        if not looks_whole(self.checkpoint(task.group, task.run)):
+        if not has_zip_directory(self.checkpoint(task.group, task.run)):
             return False
         if self.mode == "lds":
             return self.indices_file(task.group).exists()
-        return task.group != self.metadata["indices"][0] or looks_whole(self.path / MODULE)  # written by the first
+        return task.group != self.metadata["indices"][0] or has_zip_directory(self.path / MODULE)  # written by the first
 
     def write_indices(self, group: int, positions: np.ndarray) -> None:
         """Write the training positions of a subset, or check that those already there are the same."""
         file = self.indices_file(group)
         content = ("\n".join(map(str, positions.tolist())) + "\n").encode()
         if not file.exists():
-            write_whole(file, content)
+            atomic_write(file, content)
         elif file.read_bytes() != content:
             raise ValueError(
                 f"{file} lists other samples than the plan in metadata.yml gives: it was edited, or written with "
@@ -431,7 +431,7 @@ def start(
         path.mkdir(parents=True, exist_ok=True)
         content = yaml.dump(wanted, Dumper=_DUMPER, sort_keys=False)
         try:
-            write_whole(path / "metadata.yml", content.encode(), replace=False)
+            atomic_write(path / "metadata.yml", content.encode(), replace=False)
         except FileExistsError:
             continue  # another process was first: agree with its plan
 
@@ -470,7 +470,7 @@ def find_missing(directory: RetrainDir, tasks: Sequence[Task]) -> tuple[list[Tas
         sweep(folder)
     missing = [task for task in tasks if not directory.is_done(task)]
     files = [directory.checkpoint(task.group, task.run) for task in missing]
-    return missing, [file for file in files if file.exists() and not looks_whole(file)]
+    return missing, [file for file in files if file.exists() and not has_zip_directory(file)]
 
 # %% ../../nbs/model_util/04_retrain_dir.ipynb #9a2ec2b8
 def require_complete(directory: RetrainDir) -> None:

@@ -17,13 +17,13 @@ from torch.func import vmap
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from .parallel import in_units
+from .parallel import chunks
 from .plan import check_int
 from .seeds import seeded
 
 # %% auto #0
-__all__ = ['ModelStack', 'check_settings', 'tensors_of', 'new_model', 'fitting_models', 'operations', 'is_heavy', 'is_huge',
-           'in_blocks', 'in_groups']
+__all__ = ['ModelStack', 'check_model_options', 'tensors_of', 'new_model', 'fitting_models', 'operations', 'is_heavy', 'is_huge',
+           'in_blocks', 'shrinking_groups']
 
 # %% ../../nbs/model_util/07_stack.ipynb #799d277a
 class _CpuLayers(TorchFunctionMode):
@@ -284,7 +284,7 @@ class ModelStack:
         return "model_fn", "the model"
 
 # %% ../../nbs/model_util/07_stack.ipynb #587917f8
-def check_settings(model_fn: Any, loss_fn: Any, device: Any, max_models: Any) -> None:
+def check_model_options(model_fn: Any, loss_fn: Any, device: Any, max_models: Any) -> None:
     """`TypeError` or `ValueError` naming the argument that cannot be right."""
     if isinstance(model_fn, nn.Module) or not callable(model_fn):
         raise TypeError(
@@ -384,10 +384,10 @@ def in_blocks(items: Sequence[_Item], work: int) -> list[Sequence[_Item]]:
     number = -(-len(items) // most)
     if most > 1 and number > 1:
         number += number % 2
-    return in_units(items, most, at_least=number)
+    return chunks(items, most, at_least=number)
 
 # %% ../../nbs/model_util/07_stack.ipynb #ae423f3a
-def in_groups(
+def shrinking_groups(
     items: Sequence[_Item], size: int, run: Callable[[Sequence[_Item]], _Result], limit: dict[str, int] | None = None
 ) -> Iterator[tuple[Sequence[_Item], _Result]]:
     """Groups of items and what `run` makes of them; groups are halved, with one warning, while memory does not suffice.

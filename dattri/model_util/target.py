@@ -19,10 +19,10 @@ from torch.utils.data import DataLoader
 from .checkpoint import load_checkpoint
 from dattri.model_util.stack import (
     ModelStack,
-    check_settings,
+    check_model_options,
     fitting_models,
     in_blocks,
-    in_groups,
+    shrinking_groups,
     is_huge,
     new_model,
     operations,
@@ -70,7 +70,7 @@ class EnsembleTarget:
     _limit: dict[str, int] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        check_settings(self.model_fn, self.loss_fn, self.device, self.max_models)
+        check_model_options(self.model_fn, self.loss_fn, self.device, self.max_models)
 
     def __call__(self, model: Any, dataloader: DataLoader) -> torch.Tensor:
         """Values of one model, shape (num_test,), in the order of the loader."""
@@ -112,7 +112,7 @@ class EnsembleTarget:
         def run(group: Sequence[Any]) -> torch.Tensor:
             return self._evaluate(self._stack(group), dataloader)
 
-        return torch.cat([values for _, values in in_groups(models, self.group_size(), run, self._limit)])
+        return torch.cat([values for _, values in shrinking_groups(models, self.group_size(), run, self._limit)])
 
     def _new_model(self) -> nn.Module:
         """A model in evaluation mode, on the device."""
