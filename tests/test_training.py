@@ -252,3 +252,15 @@ def test_wikitext_blocks_drop_the_rest_of_every_1000_rows(tmp_path):
     inputs, targets = wikitext_blocks(texts, tokenizer, length=7).tensors
     assert inputs.dtype == torch.int64 and inputs.tolist() == expected and torch.equal(inputs, targets)
     assert len(expected) == 1500 // 7 + 1500 // 7 + 450 // 7
+
+
+def test_a_directory_from_before_the_trainer_was_renamed(tmp_path):
+    trainer = SingleModelTrainer(tiny_nanogpt, block_loss, optimizer=adamw, num_epochs=1)
+    retrain_lds(trainer, loader(), tmp_path, num_subsets=2, seed=0)
+    file = tmp_path / "metadata.yml"
+    before = file.read_text().replace("train_func: SingleModelTrainer", "train_func: SequenceTrainer")
+    assert "SequenceTrainer" in before
+    file.write_text(before)
+    (tmp_path / "1" / "model_weights_0.pt").unlink()
+    retrain_lds(trainer, loader(), tmp_path, num_subsets=2, seed=0)
+    assert (tmp_path / "1" / "model_weights_0.pt").exists() and file.read_text() == before

@@ -343,6 +343,7 @@ class RetrainDir:
 
 # %% ../../nbs/model_util/04_retrain_dir.ipynb #fa431c19
 _NOT_COMPARED = ("dattri", "numpy", "torch", "subset_dir_map", "map_index_dir")
+_RENAMED = {"SequenceTrainer": "SingleModelTrainer"}  # what directories of earlier versions call a class of ours
 
 
 def _differences(name: str, found: Any, wanted: Any) -> list[str]:
@@ -361,6 +362,7 @@ def compare_plans(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any
             f"{path} already holds models of another tool, which did not record enough to continue them. Use another path; "
             "calculate_loo_ground_truth and calculate_lds_ground_truth read these."
         )
+    found = {**found, "train_func": _RENAMED.get(found["train_func"], found["train_func"])}
     if found["mode"] != wanted["mode"]:
         listed = f"mode: {found['mode']!r} there, {wanted['mode']!r} in this call"
     else:
