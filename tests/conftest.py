@@ -9,6 +9,8 @@ from types import SimpleNamespace
 import huggingface_hub
 import pytest
 import torch
+from fork_server import ForkServer
+from helpers import CHILD_HEADER
 from huggingface_hub import constants, file_download, hf_api
 from huggingface_hub.utils import _http
 from local_hub import LocalHub
@@ -21,6 +23,26 @@ def forget_connections():
     huggingface_hub.close_session()
     if (module := sys.modules.get("transformers.utils.hub")) is not None:
         module._hf_api = None
+
+
+@pytest.fixture(scope="session")
+def fork_server():
+    """Where processes are forked that need not import torch first."""
+    server = ForkServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def start_child(fork_server):
+    """Start code in a process of its own, with the helpers and a `path` argument."""
+    return lambda code, *arguments, **options: fork_server.start(CHILD_HEADER + code, *arguments, **options)
+
+
+@pytest.fixture
+def run_child(fork_server):
+    """Run code as `start_child` does, to its end: its output, or the test fails with its errors."""
+    return lambda code, *arguments, **options: fork_server.run(CHILD_HEADER + code, *arguments, **options)
 
 
 @pytest.fixture

@@ -1,8 +1,6 @@
 """Every notebook runs: its examples are the tests of the module it exports."""
 
 import os
-import subprocess
-import sys
 
 import pytest
 from helpers import ROOT
@@ -20,9 +18,6 @@ sys.exit(not passed)
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: str(path.relative_to(ROOT / "nbs")))
-def test_notebook(notebook):
+def test_notebook(notebook, fork_server):
     """Flagged cells run too if NBDEV_FLAGS names their flag, e.g. NBDEV_FLAGS="cuda slow"."""
-    flags = os.environ.get("NBDEV_FLAGS", "")
-    command = [sys.executable, "-c", RUN, str(notebook), flags, str(ROOT)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, cwd=ROOT)
-    assert result.returncode == 0, result.stdout + result.stderr
+    fork_server.run(RUN, notebook, os.environ.get("NBDEV_FLAGS", ""), ROOT, cwd=ROOT, timeout=600)
