@@ -94,8 +94,8 @@ MetricOrTruth = Annotated[str | None, typer.Option("--metric", help="lds, loo or
 Home = Annotated[Path, typer.Option(help="Where benchmarks and data are kept.")]
 Device = Annotated[str | None, typer.Option(help="Where to train and evaluate, e.g. cuda. Default: the CPU.")]
 Jobs = Annotated[int | None, typer.Option(help="Worker processes; -1: one per core. Default: none but this one.")]
-Overwrite = Annotated[bool, typer.Option(help="Train everything anew.")]
-Redownload = Annotated[bool, typer.Option(help="Fetch everything anew, or take it from the build again.")]
+Overwrite = Annotated[bool, typer.Option(help="Train everything again.")]
+Redownload = Annotated[bool, typer.Option(help="Fetch everything again, or build again what is missing or has changed.")]
 _HOME = Path("~/.dattri")
 
 
@@ -188,7 +188,7 @@ def retrain(
     from dattri.benchmark.settings import find_setting  # noqa: PLC0415
 
     with _one_line_errors():
-        setting = find_setting(model, dataset).on(device)
+        setting = find_setting(model, dataset).to(device)
         directory = retrain_setting(setting, mode, out, partition=_partition(partition), n_jobs=n_jobs, overwrite=overwrite)
     typer.echo(f"Models: {directory}")
 
@@ -207,18 +207,22 @@ def build(
     with _one_line_errors():
         setting = find_setting(model, dataset)
         folder = build_benchmark(setting, out, metrics=metric, device=device, n_jobs=n_jobs, overwrite=overwrite)
-    typer.echo(f"Built: {folder}\nRead {folder / 'card.md'}. Use it with --download-path {out}; publish it with dattri publish.")
+    typer.echo(
+        f"Built: {folder}\nChecks and hashes: {folder / 'manifest.json'}. Use it with --download-path {out}; publish it with "
+        "dattri publish."
+    )
 
 # %% ../nbs/cli.ipynb #aad8db1e
 @app.command()
 def publish(
-    path: Annotated[Path, typer.Argument(help="What dattri build has built: {out}/{dataset}_{model}.")],
+    path: Annotated[Path, typer.Argument(help="The --out of dattri build, or one benchmark in it.")],
     repo_id: Annotated[str, typer.Argument(help="Data set repository, e.g. you/your-benchmark.")],
     private: Annotated[bool, typer.Option(help="A new repository is for you alone.")] = False,
+    license_name: Annotated[str, typer.Option("--license", help="For the card, e.g. mit or cc-by-4.0.")] = "unknown",
 ) -> None:
     """Upload a benchmark to the Hugging Face hub, as the one that HF_TOKEN says you are."""
     from dattri.benchmark.hub import publish_benchmark  # noqa: PLC0415
 
     with _one_line_errors():
-        commit = publish_benchmark(path, repo_id, private=private)
+        commit = publish_benchmark(path, repo_id, private=private, license=license_name)
     typer.echo(f"Published: repo_id={repo_id!r}, revision={commit!r}")

@@ -24,10 +24,12 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 from dattri.benchmark import settings
+from dattri.benchmark.archive import load_stored
 from dattri.benchmark.build import build_benchmark
 from dattri.benchmark.datasets import Datasets
-from dattri.benchmark.hub import HUB, commit_of, fetch_file, file_hash, load_stored, publish_benchmark
+from dattri.benchmark.hub import HUB, commit_of, fetch_file, publish_benchmark
 from dattri.benchmark.load import load_benchmark
+from dattri.benchmark.manifest import file_hash
 from dattri.benchmark.models.gpt2 import CHECKPOINT, gpt2
 from dattri.benchmark.models.linear import LogisticRegression
 from dattri.benchmark.models.music_transformer import MusicTransformer
@@ -231,11 +233,10 @@ def test_a_published_setting(name, hub, serve, tmp_path):
     expected = [torch.load(built / "lds" / f"{what}_lds.pt") for what in ("target_values", "indices")]
     assert all(torch.equal(*pair) for pair in zip(truth, expected, strict=True))
     assert truth.values.shape == (4, setting.test_size) and truth.indices.shape == (4, setting.train_size // 2)
-    retrained = tmp_path / "built" / "retrained" / name
     for kind, count in (("full", 3), ("half", 5)):
         for number, model in enumerate(plain_models(attributes, kind)):
             assert len(attributes[f"models_{kind}"]) == count
-            trained = torch.load(retrained / kind / str(number) / "model_weights_0.pt")
+            trained = torch.load(built / f"models_{kind}" / str(number) / "model_weights_0.pt")
             assert all(torch.equal(value, trained[key]) for key, value in model.state_dict().items())
 
     loader = DataLoader(attributes["test_dataset"], batch_size=2, sampler=attributes["test_sampler"])
@@ -333,7 +334,7 @@ SMALL = Setting(
 )
 FULL, HALF = (f"points_lr/points_lr_{kind}.zip" for kind in ("full", "half"))
 INDICES, VALUES = (f"points_lr/lds/{what}_lds.pt" for what in ("indices", "target_values"))
-WHOLE = ["lds", "models_full", "models_half"]
+WHOLE = ["lds", "manifest.json", "models_full", "models_half"]
 
 
 @pytest.fixture(scope="module")
@@ -348,9 +349,9 @@ def built(tmp_path_factory):
 def good(hub, built):
     """Files of the small benchmark, which are on the hub; its setting is registered."""
     register_setting(SMALL)
-    found = {f"points_lr/{name}": content for name, content in files(built / "points_lr").items()}
-    hub.change(("dataset", REPO), found)
-    return found
+    publish_benchmark(built, REPO)
+    hub.requests.clear()
+    return hub.files(REPO)
 
 
 def load(path, metric="lds", **options):
@@ -378,7 +379,7 @@ def check_whole(path, **options):
     assert truth.values.shape == (4, 5) and in_place(path) == WHOLE
 
 
-@pytest.mark.parametrize("name, before", [(FULL, []), (HALF, WHOLE[1:2]), (INDICES, WHOLE[1:]), (VALUES, WHOLE[1:])])
+@pytest.mark.parametrize("name, before", [(FULL, []), (HALF, WHOLE[1:3]), (INDICES, WHOLE[1:]), (VALUES, WHOLE[1:])])
 @pytest.mark.parametrize("fault, times", [("404", 1), ("500", 50), ("cut", 50), ("wrong", 1)])
 def test_the_network_fails(good, hub, tmp_path, name, before, fault, times):
     hub.faults[name] = [fault] * times
@@ -479,7 +480,7 @@ BAD_ZIPS = {
 
 @pytest.mark.parametrize("what, name", [*((what, HALF) for what in BAD_ZIPS), ("symlink", FULL), ("code", FULL)])
 def test_a_zip_that_must_not_be_used(good, hub, tmp_path, what, name):
-    before = WHOLE[1:2] if name == HALF else []
+    before = WHOLE[1:3] if name == HALF else []
     spoil, problem = BAD_ZIPS[what]
     with zipfile.ZipFile(io.BytesIO(good[name])) as archive:
         models = {member: archive.read(member) for member in archive.namelist()}
@@ -601,7 +602,7 @@ def test_a_process_is_killed_while_it_downloads(good, hub, tmp_path):
     hub.faults.update({HALF: ["stall"], VALUES: ["stall"]})
     attempt = "number = start(tests.load, path); print(number, flush=True); assert end(number) == -signal.SIGKILL"
     with child(f"for _ in range(2): {attempt}", tmp_path) as process:
-        for before in (WHOLE[1:2], WHOLE[1:]):
+        for before in (WHOLE[1:3], WHOLE[1:]):
             assert hub.stalled.wait(60)
             hub.stalled.clear()
             os.kill(int(process.stdout.readline()), signal.SIGKILL)
@@ -673,16 +674,17 @@ def test_all_files_come_from_the_commit_of_the_first(good, hub, tmp_path, revisi
     assert torch.equal(load(tmp_path)[1].values, torch.load(io.BytesIO(other[VALUES]))), "lds was of the old commit"
 
 
-def test_half_of_a_replacement_is_not_taken_for_a_whole(good, hub, tmp_path):
+def test_a_replacement_that_fails_leaves_what_was_there(good, hub, tmp_path):
     check_whole(tmp_path)
     hub.change(("dataset", REPO), other_values(good))
     hub.faults[HALF] = ["500"] * 50
+    before = bytes_in_place(tmp_path)
     with pytest.raises(OSError, match=HALF):
         load(tmp_path, redownload=True)
-    with pytest.raises(OSError, match=HALF):
-        load(tmp_path)
+    assert bytes_in_place(tmp_path) == before
+    check_whole(tmp_path)
     hub.faults.clear()
-    attributes, _ = load(tmp_path)
+    attributes, _ = load(tmp_path, redownload=True)
     assert [len(attributes[f"models_{kind}"]) for kind in ("full", "half")] == [5, 3]
 
 
@@ -706,13 +708,13 @@ def test_publishing_needs_the_token(built, hub, tmp_path, monkeypatch, token):
 
 
 def test_publishing_what_is_not_as_it_was_built(built, hub, tmp_path):
-    with pytest.raises(FileNotFoundError, match=f"path: no card.md in {tmp_path} or its folders"):
+    with pytest.raises(FileNotFoundError, match=f"path: nothing that was built in {tmp_path} or its folder"):
         publish_benchmark(tmp_path, "me/points")
     for name, content in files(built).items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(content)
-    (tmp_path / VALUES).write_bytes(to_bytes(torch.rand(4, 5)))
-    with pytest.raises(ValueError, match=r"lds/target_values_lds\.pt is not as card\.md says; call build_benchmark"):
+    (tmp_path / "benchmark" / VALUES).write_bytes(to_bytes(torch.rand(4, 5)))
+    with pytest.raises(ValueError, match=r"lds/target_values_lds\.pt has changed; call build_benchmark"):
         publish_benchmark(tmp_path, "me/points")
     assert hub.files("me/points") == {}
 
@@ -720,17 +722,18 @@ def test_publishing_what_is_not_as_it_was_built(built, hub, tmp_path):
 def test_somebody_else_loads_what_was_published(built, hub, tmp_path):
     commit = publish_benchmark(built, "me/points")
     published = hub.files("me/points")
-    assert published == {f"points_lr/{name}": content for name, content in files(built / "points_lr").items()}
+    small = ["points_lr/manifest.json", INDICES, VALUES, *(name.replace("lds", "loo") for name in (INDICES, VALUES))]
+    assert {*published} == {"README.md", FULL, HALF, *small}
+    assert all(published[name] == (built / "benchmark" / name).read_bytes() for name in small)
     assert publish_benchmark(built, "me/points") == commit, "nothing to do again"
     hub.change(("dataset", "me/points"), {name: b"newer" for name in published})
     register_setting(replace(SMALL, repo_id="me/points", revision=commit))
     check_whole(tmp_path)
     file = tmp_path / "load" / "benchmark" / "points_lr" / "lds" / "target_values_lds.pt"
-    assert file_hash(file) == file_hash(built / VALUES)
-    with zipfile.ZipFile(built / FULL) as archive:
-        first = file.parents[1] / "models_full" / "0" / "model_weights_0.pt"
-        state = torch.load(io.BytesIO(archive.read("0/model_weights_0.pt")))
-    assert all(torch.equal(value, state[name]) for name, value in torch.load(first).items())
+    assert file_hash(file) == file_hash(built / "benchmark" / VALUES)
+    first = Path("points_lr", "models_full", "0", "model_weights_0.pt")
+    loaded, state = (torch.load(place / "benchmark" / first) for place in (tmp_path / "load", built))
+    assert all(torch.equal(value, state[name]) for name, value in loaded.items())
 
 
 TRAINED, FATAL = [], None
@@ -747,13 +750,13 @@ def train_until_killed(dataloader, seed=None):
 PLAIN = replace(SMALL, train_func=train_until_killed, repo_id=None, metrics=("lds",))
 BUILD = """
 from dattri.benchmark import build
-def kill(*_):
+def kill(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 def in_training():
     tests.FATAL = 10
     build.build_benchmark(tests.PLAIN, path)
 def in_writing():
-    build.card = kill
+    build.Workspace.new_manifest = kill
     build.build_benchmark(tests.PLAIN, path)
 for function in (in_training, in_writing):
     print(end(start(function)))
@@ -763,7 +766,7 @@ for function in (in_training, in_writing):
 def test_a_build_that_is_killed_twice(tmp_path):
     with child(BUILD, tmp_path / "killed") as process:
         assert process.communicate(timeout=120)[0].split() == ["-9", "-9"]
-    assert not (tmp_path / "killed" / "points_lr" / "card.md").exists()
+    assert not (tmp_path / "killed" / "benchmark" / "points_lr" / "manifest.json").exists()
     TRAINED.clear()
     build_benchmark(PLAIN, tmp_path / "killed")
     assert not TRAINED, "all models were there"
@@ -776,4 +779,4 @@ def test_two_builds_are_the_same(tmp_path):
     setting = replace(find_setting("lr", "digits"), num_full=2, num_half=2, num_subsets=3, num_runs=1, num_removed=3)
     setting = replace(setting, train_func=replace(setting.train_func, num_epochs=8))
     one, two = (build_benchmark(setting, tmp_path / name) for name in ("one", "two"))
-    assert files(one) == files(two) and len(files(one)) == 12
+    assert files(one) == files(two) and (one / "manifest.json").exists()

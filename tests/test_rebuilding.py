@@ -1,9 +1,9 @@
 """A benchmark is of one build: whatever was trained again, interrupted, copied or changed, two are never mixed."""
 
+import re
 import shutil
 import subprocess
 import warnings
-import zipfile
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,21 +11,24 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import child_command, files
+from huggingface_hub import DatasetCard
 from test_benchmarks import SMALL, classifier, points
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from dattri.benchmark import build, load
+from dattri.benchmark import build, folders
 from dattri.benchmark.build import BuildError, build_benchmark
 from dattri.benchmark.datasets import Datasets
-from dattri.benchmark.hub import CARD, hash_lines, publish_benchmark
+from dattri.benchmark.hub import publish_benchmark
 from dattri.benchmark.load import load_setting
+from dattri.benchmark.manifest import Manifest
 from dattri.model_util.ensemble import EnsembleTrainer
 from dattri.model_util.target import EnsembleTarget
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 HERE = replace(SMALL, repo_id=None)
+FOLDER = Path("benchmark", "points_lr")
 
 
 def train(dataloader, seed, epochs):
@@ -52,14 +55,14 @@ def fresh(tmp_path_factory):
 
 def weights(path, kind):
     """First weights of the models of a build, one row each."""
-    with zipfile.ZipFile(path / "points_lr" / f"points_lr_{kind}.zip") as archive:
-        return [torch.load(archive.open(name))["linear.weight"] for name in sorted(archive.namelist())]
+    models = sorted((path / FOLDER / f"models_{kind}").glob("*/model_weights_0.pt"))
+    return [torch.load(file)["linear.weight"] for file in models]
 
 
 def check_is(path, fresh, setting, metric):
     """What is loaded from a path is, all of it, what was built in another."""
     attributes, truth = load_setting(setting, metric, path)
-    assert torch.equal(truth.values, torch.load(fresh / "points_lr" / metric / f"target_values_{metric}.pt"))
+    assert torch.equal(truth.values, torch.load(fresh / FOLDER / metric / f"target_values_{metric}.pt"))
     for kind in ("full", "half"):
         found = [torch.load(file)["linear.weight"] for file in attributes[f"models_{kind}"]]
         assert all(map(torch.equal, found, weights(fresh, kind)))
@@ -73,31 +76,11 @@ def test_what_was_built_again_is_loaded(tmp_path, fresh):
     check_is(tmp_path, fresh, changed, "loo")
 
 
-@pytest.mark.parametrize("redownload", [False, True])
-@pytest.mark.parametrize("fatal", [1, 2, 3])
-def test_a_new_build_is_put_into_place_half_way(tmp_path, fresh, monkeypatch, redownload, fatal):
-    load_setting(trained_for(2), "lds", tmp_path)
-    changed = trained_for(9)
-    build_benchmark(changed, tmp_path, overwrite=True)
-    install, calls = load.hub.install, []
-
-    def interrupted(*arguments):
-        calls.append(arguments)
-        if len(calls) == fatal:
-            raise KeyboardInterrupt
-        install(*arguments)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(load.hub, "install", interrupted)
-        load_setting(changed, "lds", tmp_path, redownload)
-    check_is(tmp_path, fresh, changed, "lds")
-
-
 @pytest.mark.parametrize("fatal", [1, 2, 3, 4])
 def test_training_anew_is_interrupted(tmp_path, fresh, monkeypatch, fatal):
     build_benchmark(trained_for(2), tmp_path)
     changed = trained_for(9)
-    retrain, calls = build.retrain_setting, []
+    retrain, calls = build._retrain, []
 
     def interrupted(*arguments, **options):
         calls.append(arguments)
@@ -106,11 +89,10 @@ def test_training_anew_is_interrupted(tmp_path, fresh, monkeypatch, fatal):
         return retrain(*arguments, **options)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(build, "retrain_setting", interrupted)
+        patch.setattr(build, "_retrain", interrupted)
         build_benchmark(changed, tmp_path, overwrite=True)
     build_benchmark(changed, tmp_path)
-    assert files(tmp_path / "points_lr") == files(fresh / "points_lr")
-    assert files(tmp_path / "retrained") == files(fresh / "retrained")
+    assert files(tmp_path / FOLDER) == files(fresh / FOLDER)
 
 
 def never(dataloader, seed=None):
@@ -122,12 +104,16 @@ never.__name__ = "changed"
 
 
 def test_a_build_is_enough(tmp_path, fresh):
-    """Neither the retrained models nor what was loaded before are needed; a damaged file is built again."""
-    shutil.copytree(fresh / "points_lr", tmp_path / "points_lr")
+    """The retrained models are not needed to load; a damaged file is refused, and built again when asked for."""
+    shutil.copytree(fresh, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / FOLDER / "retrained")
     for metric in ("loo", "lds"):
         check_is(tmp_path, fresh, replace(HERE, train_func=never), metric)
-    shutil.rmtree(tmp_path / "benchmark")
-    (tmp_path / "points_lr" / "points_lr_half.zip").write_bytes(b"")
+    damaged = tmp_path / FOLDER / "models_half" / "1" / "model_weights_0.pt"
+    damaged.write_bytes(b"")
+    with pytest.raises(ValueError, match=f"{damaged} has changed.*redownload=True"):
+        load_setting(trained_for(9), "lds", tmp_path)
+    load_setting(trained_for(9), "lds", tmp_path, redownload=True)
     check_is(tmp_path, fresh, trained_for(9), "lds")
 
 
@@ -143,25 +129,100 @@ def test_other_tests_need_no_training(tmp_path, fresh):
 
 def test_only_what_was_built_is_published(tmp_path, fresh, hub):
     shutil.copytree(fresh, tmp_path, dirs_exist_ok=True)
-    (tmp_path / "points_lr" / ".DS_Store").write_bytes(b"x")
+    (tmp_path / FOLDER / "lds" / ".DS_Store").write_bytes(b"x")
     build_benchmark(replace(trained_for(3), metrics=("lds",), seed=7), tmp_path, overwrite=True)
+    (tmp_path / FOLDER / "lds" / ".DS_Store").write_bytes(b"x")
     publish_benchmark(tmp_path, "me/points")
-    assert {name.split("/", 1)[1] for name in hub.files("me/points")} == {
-        CARD, "points_lr_full.zip", "points_lr_half.zip", "lds/indices_lds.pt", "lds/target_values_lds.pt",
-    }
+    assert {*hub.files("me/points")} == {"README.md"} | {f"points_lr/{name}" for name in (
+        "manifest.json", "points_lr_full.zip", "points_lr_half.zip", "lds/indices_lds.pt", "lds/target_values_lds.pt",
+    )}
 
 
-def test_a_card_lists_what_it_is_told(tmp_path):
-    (tmp_path / "a").write_bytes(b"")
-    (tmp_path / "b").write_bytes(b"")
-    assert hash_lines(tmp_path, ["b"]).startswith("| `b` | `e3b0c442")
+def test_the_card(tmp_path, fresh, hub):
+    """It has all benchmarks of the repository, those of earlier commits too; a card that somebody wrote stays."""
+    publish_benchmark(fresh, "me/points", license="cc-by-4.0")
+    build_benchmark(replace(HERE, model="other", metrics=("lds",)), tmp_path)
+    publish_benchmark(tmp_path, "me/points", license="mit")
+    card = DatasetCard(hub.files("me/points")["README.md"].decode())
+    assert card.data.license == "mit" and card.data.size_categories == ["n<1K"] and "dattri" in card.data.tags
+    for text in ("## points_lr", "## points_other", "load_setting(setting, 'lds')", "| lds: all targets are finite |"):
+        assert text in card.text
+    hub.change(("dataset", "me/points"), {"README.md": b"# By hand", "bad/manifest.json": b"{"})
+    publish_benchmark(tmp_path / "benchmark" / "points_other", "me/points")
+    assert hub.files("me/points")["README.md"] == b"# By hand"
+
+
+def as_earlier(path):
+    """Let what was built at a path lie as an earlier version left it."""
+    groups = {"full": "models_full", "half": "models_half", "lds": "retrained/lds", "loo": "retrained/loo"}
+    for group, place in groups.items():
+        shutil.copytree(path / FOLDER / place, path / "retrained" / "points_lr" / group)
+    shutil.rmtree(path / FOLDER / "retrained")
+    (path / FOLDER / "manifest.json").unlink()
+    for part in (path / FOLDER).iterdir():
+        (part / ".sha256.json").write_text("{}")
+
+
+def test_models_of_an_earlier_version_are_adopted(tmp_path, fresh):
+    shutil.copytree(fresh, tmp_path, dirs_exist_ok=True)
+    as_earlier(tmp_path)
+    setting = replace(HERE, train_func=never)
+    for call in (partial(load_setting, setting, "lds"), partial(build_benchmark, setting)):
+        with pytest.raises(ValueError, match=f"{tmp_path / FOLDER} was filled by an earlier version.*redownload=True"):
+            call(tmp_path)
+    for metric in ("lds", "loo"):
+        load_setting(setting, metric, tmp_path, redownload=True)
+        check_is(tmp_path, fresh, setting, metric)
+    assert files(tmp_path / FOLDER) == files(fresh / FOLDER)
+
+
+BAD_MANIFESTS = {
+    "cut off": (lambda text: text[:-20], "is cut off or damaged"),
+    "newer": (lambda text: text.replace('"format": 1', '"format": 2'), "has format 2, written by a newer version"),
+    "outside": (lambda text: text.replace("lds/indices", "../lds/indices"), "which is not inside its folder"),
+    "absolute": (lambda text: text.replace("lds/indices", "/lds/indices"), "which is not inside its folder"),
+    "no file": (lambda text: text.replace("lds/indices", "lds/others"), "others_lds.pt is missing"),
+    "other hash": (lambda text: re.sub('(indices_lds.pt": ")....', r"\g<1>0000", text), "indices_lds.pt has changed"),
+    "other seed": (lambda text: text.replace('"seed": "0"', '"seed": "8"'), "seed: 8 there, 0 now"),
+}
+
+
+@pytest.mark.parametrize("what", BAD_MANIFESTS)
+def test_a_manifest_that_must_not_be_used(tmp_path, fresh, what):
+    shutil.copytree(fresh, tmp_path, dirs_exist_ok=True)
+    spoil, problem = BAD_MANIFESTS[what]
+    file = tmp_path / FOLDER / "manifest.json"
+    file.write_text(spoil(file.read_text()))
+    with pytest.raises(ValueError, match=f"(?s)points_lr.*{problem}.*(redownload=True|build_benchmark|upgrade)"):
+        load_setting(trained_for(9), "lds", tmp_path)
+    load_setting(trained_for(9), "lds", tmp_path, redownload=True)
+    check_is(tmp_path, fresh, trained_for(9), "lds")
+
+
+def test_what_was_built_and_what_was_fetched_are_not_mixed(tmp_path, hub):
+    published = replace(HERE, repo_id="me/points", metrics=("lds", "loo"))
+    build_benchmark(published, tmp_path / "one", metrics=["lds"])
+    load_setting(published, "lds", tmp_path / "one")
+    with pytest.raises(ValueError, match=r"built here, without loo: build_benchmark\(setting, .*'loo'\]\) adds it"):
+        load_setting(published, "loo", tmp_path / "one")
+    build_benchmark(published, tmp_path / "one")
+    publish_benchmark(tmp_path / "one", "me/points")
+    load_setting(published, "lds", tmp_path / "two")
+    with pytest.raises(ValueError, match=r"downloaded from me/points; use another path, or replace .* overwrite=True"):
+        build_benchmark(published, tmp_path / "two")
+    with pytest.raises(ValueError, match="repo_id: me/points there, None now"):
+        load_setting(HERE, "lds", tmp_path / "two")
+    with pytest.raises(FileNotFoundError, match="path: nothing that was built"):
+        publish_benchmark(tmp_path / "two", "me/points")
+    build_benchmark(published, tmp_path / "two", overwrite=True)
+    assert files(tmp_path / "two" / FOLDER) == files(tmp_path / "one" / FOLDER)
 
 
 def test_a_cache_for_reading_only(tmp_path, fresh, monkeypatch):
     shutil.copytree(fresh, tmp_path, dirs_exist_ok=True)
     setting = trained_for(9)
     load_setting(setting, "lds", tmp_path)
-    monkeypatch.setattr(load.os, "access", lambda *_: False)  # root may write everywhere
+    monkeypatch.setattr(folders.os, "access", lambda *_: False)  # root may write everywhere
     lock = tmp_path / "benchmark" / ".points_lr.lock"
     lock.unlink(missing_ok=True)
     check_is(tmp_path, fresh, setting, "lds")
@@ -312,28 +373,28 @@ def test_labels_and_outputs_of_many_kinds(tmp_path, create, change, loss_fn, kno
         target_func=EnsembleTarget(create, partial(loss_fn, reduction="none"), max_models=1),
     )
     folder = build_benchmark(setting, tmp_path)
-    assert ("accuracy of full models" in (folder / CARD).read_text()) == known
+    assert any("accuracy of full models" in check.what for check in Manifest.read(folder).checks) == known
 
 
 def test_another_model_is_found_before_the_ground_truth(tmp_path):
     setting = replace(HERE, train_func=partial(plain_training, partial(nn.Linear, 2, 3), cross_entropy))
     with pytest.raises(ValueError, match=r"(?s)train_func: it gives another model than create_model .*linear\.weight"):
         build_benchmark(setting, tmp_path)
-    assert not (tmp_path / "retrained" / "points_lr" / "lds").exists()
+    assert not (tmp_path / FOLDER / "retrained" / "lds").exists()
 
 
 def test_models_that_learn_nothing_are_found_before_the_ground_truth(tmp_path):
     with pytest.raises(BuildError, match="mean target"):
         build_benchmark(trained_for(0), tmp_path)
-    assert not (tmp_path / "retrained" / "points_lr" / "lds").exists()
+    assert not (tmp_path / FOLDER / "retrained" / "lds").exists()
 
 
 def test_sizes_that_make_no_benchmark():
     for name in ("num_subsets", "num_removed"):
         with pytest.raises(ValueError, match=rf"{name}: expected .* 2"):
             replace(HERE, **{name: 1})
-    with pytest.raises(ValueError, match=r"flipped: 0\.05 of 12 training samples is less than one"):
-        replace(HERE, metrics=("mislabel",), flipped=0.05)
+    with pytest.raises(ValueError, match=r"flip_fraction: 0\.05 of 12 training samples is less than one"):
+        replace(HERE, metrics=("mislabel",), flip_fraction=0.05)
 
 
 def test_one_seed_one_model():
