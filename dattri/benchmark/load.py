@@ -19,7 +19,6 @@ from .archive import archive_name, load_stored, unpack_models
 from .build import build_into, on_plain_torch
 from .folders import alone, appearing
 from .groups import GROUPS
-from .manifest import Manifest
 from .metrics import METRICS, Metric, check_truth
 from .settings import Setting, find_setting, list_benchmarks
 from .workspace import Workspace, origin_of, parts_of, tensor_name
