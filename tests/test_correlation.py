@@ -198,7 +198,7 @@ def test_scores_that_are_no_real_numbers_are_refused_by_name(name, way):
 )
 @pytest.mark.parametrize("correlation", [0.0, 0.9])
 def test_an_interval_holds_the_true_mean(num_subsets, num_tests, shared, correlation):
-    """Scores and targets that are normal with a known correlation; `benchmarks/coverage.py` has the whole grid."""
+    """Scores and targets that are normal with a known correlation; `perf/coverage.py` has the whole grid."""
     pearson = 2 * math.sin(math.pi * correlation / 6)
     draw, held, repeats = np.random.default_rng(5), 0, 200
     single = torch.eye(num_subsets, dtype=torch.bool)  # each subset is one sample, so its sum is its score

@@ -78,7 +78,7 @@ def test_an_exported_cell_has_one_public_symbol():
 
 
 def test_import_costs_little():
-    """No torch before it is needed; the time is measured by benchmarks/, here only its cause."""
+    """No torch before it is needed; the time is measured by perf/, here only its cause."""
     code = "import sys, dattri; print(sorted({'torch', 'numpy', 'scipy', 'matplotlib'} & set(sys.modules)))"
     assert run(sys.executable, "-c", code).strip() == "[]"
     code = "import sys, dattri.cli; print('torch' in sys.modules)"

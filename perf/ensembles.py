@@ -1,6 +1,6 @@
 """Many models as one against JAX, a loop over index tensors, and one by one; alone and beside other programs.
 
-Run with `python benchmarks/ensembles.py`. Models and data have the size of digits and of MNIST; the numbers are random.
+Run with `python perf/ensembles.py`. Models and data have the size of digits and of MNIST; the numbers are random.
 JAX is not a dependency: `pip install jax` for its rows.
 """
 

@@ -1,6 +1,6 @@
 """What the machine can do at best, measured with torch alone: matrix products, small batched ones, copying memory.
 
-Run with `python benchmarks/limits.py`.
+Run with `python perf/limits.py`.
 """
 
 import torch

@@ -1,6 +1,6 @@
 """How often a 95% interval of `lds_interval` holds the true mean LDS, over few and many subsets and test samples.
 
-Run with `python benchmarks/coverage.py [repeats]`; 1,000 repeats take about half an hour on two cores.
+Run with `python perf/coverage.py [repeats]`; 1,000 repeats take about half an hour on two cores.
 Simulated data sets have 100 training samples and random halves. On each test sample, sums of scores and targets
 correlate with tanh(z + 0.3 normal), where z gives the wanted mean LDS. The digits are 1,000 logistic regressions,
 trained on random halves. What all of them say about all test samples is the truth, and each repeat draws some of both.

@@ -1,6 +1,6 @@
 """`lds` and `loo_corr` on score matrices of 4 GB on disk: seconds, against reading the file, and extra memory.
 
-Run with `python benchmarks/larger_than_memory.py [folder]`; the folder must have room for two such files.
+Run with `python perf/larger_than_memory.py [folder]`; the folder must have room for two such files.
 """
 
 import sys

@@ -1,6 +1,6 @@
 """The metrics against the best that a good user would write, alone and beside a busy program, and against loops.
 
-Run with `python benchmarks/metrics.py`. The opponent of `lds` is five lines of vectorised numpy, that of `loo_corr` is
+Run with `python perf/metrics.py`. The opponent of `lds` is five lines of vectorised numpy, that of `loo_corr` is
 `scipy.stats.pearsonr(axis=0)`, that of the AUC scikit-learn. Loops over scipy are timed on some columns and scaled up.
 """
 

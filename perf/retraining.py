@@ -1,6 +1,6 @@
 """What retraining costs beyond the user's own training function, what workers gain, and how fast a resume is.
 
-Run with `python benchmarks/retraining.py`. Models are untrained where overhead counts.
+Run with `python perf/retraining.py`. Models are untrained where overhead counts.
 """
 
 import os
