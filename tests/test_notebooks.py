@@ -1,11 +1,17 @@
-"""Every notebook runs: its examples are the tests of the module it exports."""
+"""Every notebook runs: its examples are the tests of the module it exports. Tutorials run in a real Jupyter kernel."""
 
 import os
+import re
 
+import nbformat
 import pytest
 from helpers import ROOT
+from nbclient import NotebookClient
+from nbdev.config import get_config
 
 NOTEBOOKS = sorted(path for path in (ROOT / "nbs").rglob("*.ipynb") if not path.name.startswith("_"))
+TUTORIALS = [path for path in NOTEBOOKS if path.parent.name == "tutorials"]
+QUICKSTART = ROOT / "nbs" / "tutorials" / "quickstart.ipynb"
 RUN = """
 import sys
 from pathlib import Path
@@ -17,7 +23,42 @@ sys.exit(not passed)
 """
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: str(path.relative_to(ROOT / "nbs")))
-def test_notebook(notebook, fork_server):
+def name(path):
+    """A notebook as it is called on the command line."""
+    return str(path.relative_to(ROOT / "nbs"))
+
+
+def forced_flags():
     """Flagged cells run too if NBDEV_FLAGS names their flag, e.g. NBDEV_FLAGS="cuda slow"."""
-    fork_server.run(RUN, notebook, os.environ.get("NBDEV_FLAGS", ""), ROOT, cwd=ROOT, timeout=600)
+    return os.environ.get("NBDEV_FLAGS", "")
+
+
+def run_in_kernel(path):
+    """The notebook as a reader's Jupyter leaves it, after all cells without a flag; the first error is raised."""
+    notebook = nbformat.read(path, as_version=4)
+    skipped = set(get_config(ROOT / "settings.ini").tst_flags.split()) - set(forced_flags().split())
+    flags = [set(re.findall(r"^#\|\s*(\w+)", cell.source, re.MULTILINE)) for cell in notebook.cells]
+    notebook.cells = [cell for cell, named in zip(notebook.cells, flags, strict=True) if not named & skipped]
+    return NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(path.parent)}}).execute()
+
+
+@pytest.mark.parametrize("notebook", [path for path in NOTEBOOKS if path not in TUTORIALS], ids=name)
+def test_notebook(notebook, fork_server):
+    fork_server.run(RUN, notebook, forced_flags(), ROOT, cwd=ROOT, timeout=600)
+
+
+@pytest.mark.parametrize("notebook", [path for path in TUTORIALS if path != QUICKSTART], ids=name)
+def test_tutorial(notebook):
+    run_in_kernel(notebook)
+
+
+def test_quickstart_with_its_progress_bars():
+    """What a reader sees: bars that end full, and nothing on stderr."""
+    notebook = run_in_kernel(QUICKSTART)
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    shown = [output for output in outputs if "application/vnd.jupyter.widget-view+json" in output.get("data", {})]
+    widgets = notebook.metadata.widgets["application/vnd.jupyter.widget-state+json"]["state"].values()
+    bars = [widget["state"] for widget in widgets if widget["model_name"] == "FloatProgressModel"]
+    assert [bar["value"] for bar in bars] == [bar["max"] for bar in bars] == [60, 60, 30, 30]  # train, evaluate; twice
+    assert len(shown) == len(bars)
+    assert not [output.text for output in outputs if output.get("name") == "stderr"]
