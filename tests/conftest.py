@@ -9,13 +9,16 @@ from types import SimpleNamespace
 import huggingface_hub
 import pytest
 import torch
+from benchmark_helpers import REPO, SMALL, trained_for
 from fork_server import ForkServer
 from helpers import CHILD_HEADER
 from huggingface_hub import constants, file_download, hf_api
 from huggingface_hub.utils import _http
 from local_hub import LocalHub
 
-from dattri.benchmark import datasets
+from dattri.benchmark import datasets, settings
+from dattri.benchmark.build import build_benchmark
+from dattri.benchmark.hub import publish_benchmark
 
 
 def forget_connections():
@@ -87,6 +90,37 @@ def hub(monkeypatch, tmp_path):
         forget_connections()
         yield running
         forget_connections()
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    """A registry of settings of its own for each test."""
+    monkeypatch.setattr(settings, "_REGISTRY", dict(settings._REGISTRY))
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory):
+    """The small benchmark, built; nothing may be changed in it."""
+    path = tmp_path_factory.mktemp("built")
+    build_benchmark(SMALL, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def fresh(tmp_path_factory):
+    """The build of a changed training function, with nothing there before; nothing may be changed in it."""
+    path = tmp_path_factory.mktemp("fresh")
+    build_benchmark(trained_for(9), path)
+    return path
+
+
+@pytest.fixture
+def on_hub(hub, registry, built):
+    """Files of the small benchmark, which are on the hub; its setting is registered."""
+    settings.register_setting(SMALL)
+    publish_benchmark(built, REPO)
+    hub.requests.clear()
+    return hub.files(REPO)
 
 
 @pytest.fixture
