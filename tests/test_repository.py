@@ -176,6 +176,29 @@ def test_nothing_is_loaded_that_could_run_code(file):
     assert found == (["cloudpickle.loads"] if name == "model_util/parallel.py" else [])
 
 
+TESTS = sorted((ROOT / "tests").glob("*.py"))
+
+
+def imported(tree):
+    """Names of the modules that code imports, in strings of code for other processes and by `importorskip` too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+        elif isinstance(node, ast.Call) and dotted(node.func).rpartition(".")[2] in {"importorskip", "import_module"}:
+            yield from (part.value for part in node.args if isinstance(part, ast.Constant))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield from re.findall(r"^[ \t]*(?:import|from)[ \t]+(\w+)", node.value, re.MULTILINE)
+
+
+@pytest.mark.parametrize("file", TESTS, ids=lambda file: file.name)
+def test_no_test_module_is_imported(file):
+    """What several test modules need is in conftest.py or in a module of helpers."""
+    modules = {name for text in imported(ast.parse(file.read_text())) for name in text.split(".")}
+    assert sorted(name for name in modules if name.startswith("test_")) == []
+
+
 def test_no_local_paths():
     """Nothing that is committed names a folder of somebody's machine."""
     local = re.compile(r"(?<![\w.-])/(?:root|home/\w+|Users/\w+)/|(?<![\w.-])/(?:[\w.-]+/)+site-packages/")
