@@ -2,6 +2,7 @@
 
 import hashlib
 import http.server
+import os
 import sys
 import threading
 from types import SimpleNamespace
@@ -19,6 +20,33 @@ from local_hub import LocalHub
 from dattri.benchmark import datasets, settings
 from dattri.benchmark.build import build_benchmark
 from dattri.benchmark.hub import publish_benchmark
+
+SLOWEST = (  # parts of the names of what takes more than 15 seconds, the slowest first; their tests stay together
+    "tutorials/clusters", "tutorials/quickstart", "tutorials/benchmarks", "test_readme_prints", "00_ground_truth.ipynb",
+    "demo.ipynb", "04_hub.ipynb", "index.ipynb", "[ray]", "[dask]", "06_retrain.ipynb",
+)  # fmt: skip
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    """Let each worker begin with some of the slowest tests, so that none is left to run alone at the end.
+
+    The list is dealt out in equal chunks, one for each worker; who has finished takes from the end of another's.
+    """
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0"))
+    if not workers:
+        return
+    slow, rest = [[] for _ in SLOWEST], []
+    for item in items:
+        next((group for part, group in zip(SLOWEST, slow, strict=True) if part in item.nodeid), rest).append(item)
+    ordered = []
+    for number in range(workers):
+        size = (len(items) - len(ordered)) // (workers - number)
+        first = [item for group in slow[number::workers] for item in group]
+        count = max(0, size - len(first))
+        ordered += first + rest[:count]
+        rest = rest[count:]
+    items[:] = ordered + rest
 
 
 def forget_connections():

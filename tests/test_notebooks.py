@@ -17,7 +17,14 @@ sys.exit(not passed)
 """
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: str(path.relative_to(ROOT / "nbs")))
+def with_marks(path):
+    """A notebook with a name and with the marks of the engines that it starts."""
+    name = str(path.relative_to(ROOT / "nbs"))
+    engines = [pytest.mark.ray, pytest.mark.dask] if name == "tutorials/clusters.ipynb" else []
+    return pytest.param(path, id=name, marks=engines)
+
+
+@pytest.mark.parametrize("notebook", map(with_marks, NOTEBOOKS))
 def test_notebook(notebook, fork_server):
     """Flagged cells run too if NBDEV_FLAGS names their flag, e.g. NBDEV_FLAGS="cuda slow"."""
     fork_server.run(RUN, notebook, os.environ.get("NBDEV_FLAGS", ""), ROOT, cwd=ROOT, timeout=600)
