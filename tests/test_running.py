@@ -124,7 +124,7 @@ def wait_for_end(process, seconds):
 def wait_until_it_hangs(process, run):
     """Wait for the models after which a run hangs, and a little longer."""
     while count_models(run) < 2:
-        assert process.poll() is None, process.returncode
+        assert process.poll() is None, process.stderr
         time.sleep(0.02)
     time.sleep(0.5)
 
