@@ -2,6 +2,7 @@
 
 import hashlib
 import http.server
+import os
 import sys
 import threading
 from types import SimpleNamespace
@@ -9,13 +10,43 @@ from types import SimpleNamespace
 import huggingface_hub
 import pytest
 import torch
+from benchmark_helpers import REPO, SMALL, trained_for
 from fork_server import ForkServer
 from helpers import CHILD_HEADER
 from huggingface_hub import constants, file_download, hf_api
 from huggingface_hub.utils import _http
 from local_hub import LocalHub
 
-from dattri.benchmark import datasets
+from dattri.benchmark import datasets, settings
+from dattri.benchmark.build import build_benchmark
+from dattri.benchmark.hub import publish_benchmark
+
+SLOWEST = (  # parts of the names of what takes more than 15 seconds, the slowest first; their tests stay together
+    "tutorials/clusters", "test_quickstart", "tutorials/benchmarks", "test_readme_prints", "00_ground_truth.ipynb",
+    "demo.ipynb", "04_hub.ipynb", "index.ipynb", "[ray]", "[dask]", "06_retrain.ipynb",
+)  # fmt: skip
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    """Let each worker begin with some of the slowest tests, so that none is left to run alone at the end.
+
+    The list is dealt out in equal chunks, one for each worker; who has finished takes from the end of another's.
+    """
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0"))
+    if not workers:
+        return
+    slow, rest = [[] for _ in SLOWEST], []
+    for item in items:
+        next((group for part, group in zip(SLOWEST, slow, strict=True) if part in item.nodeid), rest).append(item)
+    ordered = []
+    for number in range(workers):
+        size = (len(items) - len(ordered)) // (workers - number)
+        first = [item for group in slow[number::workers] for item in group]
+        count = max(0, size - len(first))
+        ordered += first + rest[:count]
+        rest = rest[count:]
+    items[:] = ordered + rest
 
 
 def forget_connections():
@@ -87,6 +118,37 @@ def hub(monkeypatch, tmp_path):
         forget_connections()
         yield running
         forget_connections()
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    """A registry of settings of its own for each test."""
+    monkeypatch.setattr(settings, "_REGISTRY", dict(settings._REGISTRY))
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory):
+    """The small benchmark, built; nothing may be changed in it."""
+    path = tmp_path_factory.mktemp("built")
+    build_benchmark(SMALL, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def fresh(tmp_path_factory):
+    """The build of a changed training function, with nothing there before; nothing may be changed in it."""
+    path = tmp_path_factory.mktemp("fresh")
+    build_benchmark(trained_for(9), path)
+    return path
+
+
+@pytest.fixture
+def on_hub(hub, registry, built):
+    """Files of the small benchmark, which are on the hub; its setting is registered."""
+    settings.register_setting(SMALL)
+    publish_benchmark(built, REPO)
+    hub.requests.clear()
+    return hub.files(REPO)
 
 
 @pytest.fixture

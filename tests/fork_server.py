@@ -82,6 +82,14 @@ class Fork:
         """The errors that the process has written so far."""
         return self._outputs[1].read_text()
 
+    def read_line(self, number, timeout=60):
+        """The line of that number, from 0, of what the process writes; waits for it."""
+        deadline = time.monotonic() + timeout
+        while self.stdout.count("\n") <= number:
+            assert self.poll() is None and time.monotonic() < deadline, self.stdout + self.stderr
+            time.sleep(0.01)
+        return self.stdout.splitlines()[number]
+
     def poll(self):
         """Exit status, or None while the process lives."""
         if self.returncode is None and select.select([self._socket], [], [], 0)[0]:

@@ -1,7 +1,6 @@
 """Small real training runs that the tests share, and the bytes they leave."""
 
 import os
-import sys
 from pathlib import Path
 
 import torch
@@ -59,8 +58,3 @@ class Evil:
 
     def __reduce__(self):
         return Path.touch, (self.target,)
-
-
-def child_command(code, *arguments):
-    """Command that runs `code` in a fresh Python with the helpers and a `path` argument."""
-    return [sys.executable, "-c", CHILD_HEADER + code, *map(str, arguments)]

@@ -140,6 +140,6 @@ def test_diverged_is_what_is_nan_or_an_infinite_parameter(values, names, n_jobs,
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         retrain_lds(masked, make_loader(), tmp_path, num_subsets=1, n_jobs=n_jobs)
-    found = [str(warning.message) for warning in told if "diverged" in str(warning.message)]
+    messages = [str(warning.message) for warning in told if "diverged" in str(warning.message)]
     expected = [] if names is None else [", ".join(f"0.{name}" for name in names.split(", "))]
-    assert [text.split(" in ")[1].split(":")[0] for text in found] == expected
+    assert [text.split(" in ")[1].split(":")[0] for text in messages] == expected

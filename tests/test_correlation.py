@@ -68,13 +68,13 @@ KINDS = {
 
 def exact_lds(score, targets, subsets):
     """Sums by `math.fsum`, or of integers without bound, correlated by scipy column by column."""
-    found = []
+    correlations = []
     add = sum if not score.is_floating_point() else math.fsum
     for column, target in zip(score.T, targets.T, strict=True):
         values = column.double().tolist() if score.is_floating_point() else column.long().tolist()
         sums = [float(add(values[row] for row in subset)) for subset in subsets]
-        found.append(scipy.stats.spearmanr(sums, target).statistic)
-    return found
+        correlations.append(scipy.stats.spearmanr(sums, target).statistic)
+    return correlations
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -83,9 +83,9 @@ def test_sums_are_exact(kind):
     targets = torch.randn(NUM_SUBSETS, NUM_TEST, generator=generator(9), dtype=torch.float64)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = lds(score, (targets, subsets)).correlation
+        computed = lds(score, (targets, subsets)).correlation
         expected = exact_lds(score, targets.numpy(), subsets.tolist())
-    np.testing.assert_allclose(found, expected, atol=1e-6 if found.dtype == torch.float32 else 1e-12)
+    np.testing.assert_allclose(computed, expected, atol=1e-6 if computed.dtype == torch.float32 else 1e-12)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -104,8 +104,8 @@ def test_the_order_of_training_samples_does_not_matter(kind):
 def test_sums_too_large_for_float64_are_compared_all_the_same():
     score = normal() * 1e307
     targets = torch.randn(NUM_SUBSETS, NUM_TEST, generator=generator(9))
-    found = lds(score, (targets, halves())).correlation
-    np.testing.assert_allclose(found, lds(score / 2.0**64, (targets, halves())).correlation)
+    computed = lds(score, (targets, halves())).correlation
+    np.testing.assert_allclose(computed, lds(score / 2.0**64, (targets, halves())).correlation)
     score[0, 2] = 5e-324
     with pytest.raises(ValueError, match="test sample 2 has scores so large"):
         lds(score, (targets, halves()))
@@ -117,16 +117,16 @@ def test_bytes_do_not_depend_on_threads():
     score[:, ::3] = (score[:, ::3] * 5).round() / 10
     subsets = halves(num_train=3000, num_subsets=100)
     targets, removed = torch.randn(100, 80, generator=draw), torch.randn(3000, 80, generator=draw)
-    before, found = torch.get_num_threads(), []
+    before, results = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 4):
             torch.set_num_threads(threads)
             several = [*lds(score, (targets, subsets)), *loo_corr(score, (removed, torch.arange(3000)))]
-            found.append([*(part.numpy().tobytes() for part in several), lds_interval(score, (targets, subsets))])
+            results.append([*(part.numpy().tobytes() for part in several), lds_interval(score, (targets, subsets))])
             assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
-    assert found[0] == found[1] == found[2]
+    assert results[0] == results[1] == results[2]
 
 
 def test_subsets_of_unequal_size_and_masks():
@@ -137,8 +137,8 @@ def test_subsets_of_unequal_size_and_masks():
     vectors = [row.nonzero().flatten() for row in mask]
     expected = [scipy.stats.spearmanr(mask.double() @ score[:, test], targets[:, test]) for test in range(NUM_TEST)]
     for subsets in (mask, mask.numpy(), mask.tolist(), vectors, [vector.numpy() for vector in vectors]):
-        found = lds(score, (targets, subsets))
-        np.testing.assert_allclose(torch.stack(found, 1), expected, atol=1e-12)
+        computed = lds(score, (targets, subsets))
+        np.testing.assert_allclose(torch.stack(computed, 1), expected, atol=1e-12)
         assert lds_interval(score, (targets, subsets)) == lds_interval(score, (targets, mask))
 
 

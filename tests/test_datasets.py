@@ -1,34 +1,11 @@
 """The readers of the data sets, on small files in the real formats from a server on this machine."""
 
-import gzip
-import io
-import pickle
-import struct
-import tarfile
-
 import numpy as np
 import pytest
 import torch
+from data_files import cifar_archive, idx
 
 from dattri.benchmark import datasets
-
-
-def idx(array):
-    """A compressed IDX file."""
-    head = b"\0\0\x08" + bytes([array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
-    return gzip.compress(head + array.tobytes())
-
-
-def cifar_archive(batches):
-    """A CIFAR-10 archive: one pickle per batch, with bytes as keys."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
-        for name, (images, labels) in batches.items():
-            content = pickle.dumps({b"data": images.reshape(len(images), -1), b"labels": labels}, protocol=2)
-            member = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return buffer.getvalue()
 
 
 def test_mnist(serve, tmp_path):
@@ -40,8 +17,7 @@ def test_mnist(serve, tmp_path):
         files[part] = images, generator.integers(10, size=count, dtype=np.uint8)
         for kind, array in zip(("images", "labels"), files[part], strict=True):
             add(f"mnist_{part}_{kind}", idx(array), mirrors=2)
-    found = datasets.mnist(tmp_path)
-    for part, (images, labels) in zip(found, files.values(), strict=True):
+    for part, (images, labels) in zip(datasets.mnist(tmp_path), files.values(), strict=True):
         expected = (images[:, None].astype(np.float32) / 255 - 0.1307) / 0.3081
         np.testing.assert_allclose(part.tensors[0].numpy(), expected, atol=1e-6)
         assert part.tensors[1].tolist() == labels.tolist()

@@ -1,14 +1,22 @@
 """What a user of the demo sees: a line per benchmark, and a picture in which every method is seen."""
 
+from dataclasses import replace
+
 import pytest
 
+from dattri.benchmark import settings
 from dattri.demo import draw, run_demo
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """A folder for a small demo, whose models are trained by the test that runs first."""
-    return {"path": tmp_path_factory.mktemp("demo"), "num_subsets": 3, "num_removed": 3}
+    """A folder for a small demo, whose few models are trained, for a few epochs, by the test that runs first."""
+    setting = settings.find_setting("lr", "digits")
+    setting = replace(setting, num_full=2, num_half=2, train_func=replace(setting.train_func, num_epochs=8))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(settings, "_REGISTRY", dict(settings._REGISTRY))
+        settings.register_setting(setting, replace=True)
+        yield {"path": tmp_path_factory.mktemp("demo"), "num_subsets": 3, "num_removed": 3}
 
 
 def test_one_line_for_each_benchmark(small, capfd):

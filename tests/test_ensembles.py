@@ -128,10 +128,10 @@ def assert_same(left, right):
 @pytest.mark.parametrize("name", MODELS)
 def test_bytes_do_not_depend_on_threads(name, work, with_threads):
     trainer = trainer_of(MODELS[name])
-    found = [with_threads(count, partial(train, trainer)) for count in (1, 2, 4)]
-    assert_same(found[0], found[1])
-    assert_same(found[0], found[2])
-    assert not torch.equal(found[0][0], found[0][1])
+    trained = [with_threads(count, partial(train, trainer)) for count in (1, 2, 4)]
+    assert_same(trained[0], trained[1])
+    assert_same(trained[0], trained[2])
+    assert not torch.equal(trained[0][0], trained[0][1])
 
 
 def collated(samples):
@@ -141,9 +141,9 @@ def collated(samples):
 
 @pytest.mark.parametrize("options", [{"data": Augmented()}, {"collate_fn": collated}])
 def test_bytes_do_not_depend_on_threads_for_data(options, work, with_threads):
-    found = [with_threads(count, partial(train, trainer_of(mlp), **options)) for count in (1, 2, 4)]
-    assert_same(found[0], found[1])
-    assert_same(found[0], found[2])
+    trained = [with_threads(count, partial(train, trainer_of(mlp), **options)) for count in (1, 2, 4)]
+    assert_same(trained[0], trained[1])
+    assert_same(trained[0], trained[2])
 
 
 @pytest.mark.parametrize("name", ["lr", "mlp", "conv", "attention"])
@@ -204,8 +204,8 @@ def test_targets_do_not_depend_on_threads(name, work, with_threads, monkeypatch)
     loss_fn = partial(cross_entropy, reduction="none")
     target = EnsembleTarget(MODELS[name], loss_fn)
     loader = DataLoader(DATA, batch_size=16)
-    found = [with_threads(count, lambda: target.evaluate_many(models, loader)) for count in (1, 2, 4)]
-    assert torch.equal(found[0], found[1])
-    assert torch.equal(found[0], found[2])
+    targets = [with_threads(count, lambda: target.evaluate_many(models, loader)) for count in (1, 2, 4)]
+    assert torch.equal(targets[0], targets[1])
+    assert torch.equal(targets[0], targets[2])
     expected = torch.stack([loss_fn(model.eval()(INPUTS), DATA.tensors[1]) for model in models])
-    torch.testing.assert_close(found[0], expected.detach(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(targets[0], expected.detach(), atol=1e-4, rtol=1e-4)

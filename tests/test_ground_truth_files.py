@@ -53,8 +53,8 @@ def test_comes_back_as_it_was(tmp_path, kind, dtype):
 @pytest.mark.parametrize("dtype", INTEGERS, ids=str)
 @pytest.mark.parametrize("kind", ["removed", "matrix", "unequal"])
 def test_positions_keep_their_dtype(tmp_path, kind, dtype):
-    given = INDICES[kind]
-    indices = [part.to(dtype) for part in given] if isinstance(given, list) else given.to(dtype)
+    positions = INDICES[kind]
+    indices = [part.to(dtype) for part in positions] if isinstance(positions, list) else positions.to(dtype)
     GroundTruth(VALUES, indices).save(tmp_path / "truth.pt")
     assert same(GroundTruth.load(tmp_path / "truth.pt").indices, indices)
 

@@ -67,19 +67,19 @@ def extremes(kind: str) -> np.ndarray:
 def test_arrays_keep_every_value(kind, order, layout):
     array = LAYOUTS[layout](extremes(kind).astype(np.dtype(kind).newbyteorder(order)))
     before = array.copy()
-    found = as_real_tensor("score", array)
-    assert found.tolist() == before.tolist() == array.tolist()
-    assert found.dtype not in (torch.uint16, torch.uint32, torch.uint64)
-    found.sort(0)  # what it is for
+    tensor = as_real_tensor("score", array)
+    assert tensor.tolist() == before.tolist() == array.tolist()
+    assert tensor.dtype not in (torch.uint16, torch.uint32, torch.uint64)
+    tensor.sort(0)  # what it is for
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_tensors_keep_every_value(dtype):
-    given = torch.tensor([0, 1, 2, 200]).to(dtype)
-    for tensor in (given, given.expand(3, 4).T, given[::2]):
-        found = as_real_tensor("score", tensor)
-        assert found.tolist() == tensor.tolist()
-        found.sort(0)
+    numbers = torch.tensor([0, 1, 2, 200]).to(dtype)
+    for tensor in (numbers, numbers.expand(3, 4).T, numbers[::2]):
+        converted = as_real_tensor("score", tensor)
+        assert converted.tolist() == tensor.tolist()
+        converted.sort(0)
 
 
 @pytest.mark.parametrize("case", REFUSED)

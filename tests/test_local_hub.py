@@ -32,9 +32,9 @@ def download(name="large.bin", **options):
 def test_a_file_is_downloaded_once(hub, name, data):
     commit = hub.put(REPO, name, data)
     assert download(name) == data == download(name, revision=commit)
-    found = [path for method, path, _ in hub.requests if method == "GET"]
+    fetched = [path for method, path, _ in hub.requests if method == "GET"]
     small = [f"/datasets/{REPO}/resolve/main/{name}"] if data else []  # the client does not ask for no bytes
-    assert found == ([f"/cdn/{hashlib.sha256(data).hexdigest()}"] if len(data) > 1000 else small)
+    assert fetched == ([f"/cdn/{hashlib.sha256(data).hexdigest()}"] if len(data) > 1000 else small)
 
 
 def test_git_would_name_a_small_file_alike(hub, tmp_path):
@@ -85,8 +85,8 @@ def test_ranges(hub):
 
     def answer(asked):
         url = f"{hub.address}/datasets/{REPO}/resolve/main/a.txt"
-        with urllib.request.urlopen(urllib.request.Request(url, headers={"Range": asked})) as found:
-            return found.status, found.headers["Content-Range"], found.read()
+        with urllib.request.urlopen(urllib.request.Request(url, headers={"Range": asked})) as response:
+            return response.status, response.headers["Content-Range"], response.read()
 
     assert answer("bytes=7-") == answer("bytes=7-99") == (206, "bytes 7-9/10", b"789")
     assert answer("bytes=2-4") == (206, "bytes 2-4/10", b"234")
@@ -135,8 +135,8 @@ def test_a_folder_is_uploaded_and_comes_back(hub, tmp_path, repo_type):
     commit = HfApi().upload_folder(folder_path=tmp_path / "from", **options).oid
     assert hub.files(REPO, repo_type) == files and HfApi().repo_info(**options).sha == commit
     assert [method for method, *_ in hub.requests].count("PUT") == 2, "the large file and the archive"
-    found = Path(snapshot_download(**options))
-    assert {name: (found / name).read_bytes() for name in files} == files
+    snapshot = Path(snapshot_download(**options))
+    assert {name: (snapshot / name).read_bytes() for name in files} == files
     assert HfApi().upload_folder(folder_path=tmp_path / "from", **options).oid == commit, "nothing to do again"
     HfApi().delete_file("README.md", **options)
     assert set(hub.files(REPO, repo_type)) == set(files) - {"README.md"}

@@ -46,9 +46,9 @@ def test_arrays_against_scikit_learn(kind, order):
         score = values.astype(kind).astype(np.dtype(kind).newbyteorder(order))
         expected = sklearn.metrics.roc_curve(truth, score.astype(float), drop_intermediate=False)
         area = exact_auc(score.tolist(), truth.tolist())
-        for given in (score, np.repeat(score, 2)[::2], score[::-1].copy()[::-1], np.broadcast_to(score, size)):
+        for layout in (score, np.repeat(score, 2)[::2], score[::-1].copy()[::-1], np.broadcast_to(score, size)):
             for labels in (truth, truth.astype(">i2"), truth.astype("f2")[::-1].copy()[::-1]):
-                auc, curve = mislabel_detection_auc(given, labels)
+                auc, curve = mislabel_detection_auc(layout, labels)
                 assert all(map(np.array_equal, curve, expected))
                 assert auc == sklearn.metrics.auc(curve.fpr, curve.tpr)
                 assert auc == pytest.approx(area, rel=1e-12)
@@ -69,8 +69,8 @@ def test_tensors_against_scikit_learn(dtype):
 def test_accelerators_count_as_the_cpu_does(case):
     values, truth = drawn(*case)
     for dtype in (np.int64, np.float32, np.float64):
-        there = _counts_on_gpu(torch.from_numpy(values.astype(dtype)), torch.from_numpy(truth))
-        assert all(map(np.array_equal, _counts(values.astype(dtype), truth), there))
+        on_gpu = _counts_on_gpu(torch.from_numpy(values.astype(dtype)), torch.from_numpy(truth))
+        assert all(map(np.array_equal, _counts(values.astype(dtype), truth), on_gpu))
 
 
 @pytest.mark.parametrize("center", [2**53, 2**62, -(2**60), 2**63 - 4])
@@ -80,8 +80,8 @@ def test_integers_keep_their_order_beyond_float64(center, kind):
         center = 2**54
     score = [center + offset for offset in (0, 1, 2, 3, 1, 0)]
     truth = [0, 1, 1, 0, 0, 0]
-    given = {"list": list, "tensor": torch.tensor}.get(kind, lambda numbers: np.array(numbers, kind))(score)
-    auc, curve = mislabel_detection_auc(given, truth)
+    of_kind = {"list": list, "tensor": torch.tensor}.get(kind, lambda numbers: np.array(numbers, kind))(score)
+    auc, curve = mislabel_detection_auc(of_kind, truth)
     assert auc == pytest.approx(exact_auc(score, truth), rel=1e-14)
     assert auc != pytest.approx(mislabel_detection_auc(np.array(score, float), truth).auc), "float64 sees other ties"
     assert curve.thresholds.tolist() == [np.inf, *map(float, sorted(set(score), reverse=True))]

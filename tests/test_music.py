@@ -4,36 +4,16 @@ import json
 import math
 import pickle
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
+from data_files import write_midi, zipped
 from helpers import Evil
 
 from dattri.benchmark import music
 
 pretty_midi = pytest.importorskip("pretty_midi")
 CASES = json.loads(Path(__file__).with_name("maestro_tokens.json").read_text())
-
-
-def write_midi(file, *, resolution, notes, sustain_controls, **_):
-    """A MIDI file of one piano, with another controller that means nothing here."""
-    piano = pretty_midi.Instrument(program=0)
-    piano.notes = [pretty_midi.Note(*note) for note in notes]
-    piano.control_changes = [pretty_midi.ControlChange(64, *control) for control in sustain_controls]
-    piano.control_changes.append(pretty_midi.ControlChange(67, 127, 0.02))
-    midi = pretty_midi.PrettyMIDI(resolution=resolution)
-    midi.instruments.append(piano)
-    midi.write(str(file))
-    return file
-
-
-def zipped(file, members):
-    """A zip archive of bytes by name."""
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-    return file
 
 
 @pytest.fixture
@@ -84,9 +64,9 @@ def test_windows_by_hand(limit):
             inputs.append(piece[offset : offset + 256])
             later.append(piece[offset + 1 : offset + 257])
     assert len(inputs) == 7
-    found = music.windows(iter(pieces), limit=limit)
-    assert [tensor.tolist() for tensor in found.tensors] == [inputs[:limit], later[:limit]]
-    assert [str(tensor.dtype) for tensor in found.tensors] == ["torch.int64"] * 2
+    tensors = music.windows(iter(pieces), limit=limit).tensors
+    assert [tensor.tolist() for tensor in tensors] == [inputs[:limit], later[:limit]]
+    assert [str(tensor.dtype) for tensor in tensors] == ["torch.int64"] * 2
 
 
 def test_no_piece_is_read_beyond_the_limit():
@@ -119,9 +99,9 @@ def test_generated_pieces(tmp_path):
     pieces = {f"music/generated_{number}.pickle": [number, 389, 0] for number in (10, 2, 1, 100, 20)}
     members = {name: pickle.dumps(piece, protocol=number % 6) for number, (name, piece) in enumerate(pieces.items())}
     leftovers = {"music/": b"", "__MACOSX/music/._generated_1.pickle": b"x", "music/.DS_Store": b"x"}
-    found = music.generated_pieces(zipped(tmp_path / "generated_music.zip", leftovers | members))
-    assert [piece[0] for piece in found] == [1, 10, 100, 2, 20]
-    assert found[1] == [10, 389, 0]
+    generated = music.generated_pieces(zipped(tmp_path / "generated_music.zip", leftovers | members))
+    assert [piece[0] for piece in generated] == [1, 10, 100, 2, 20]
+    assert generated[1] == [10, 389, 0]
 
 
 def test_a_pickle_runs_nothing(tmp_path):

@@ -23,9 +23,10 @@ sys.exit(not passed)
 """
 
 
-def name(path):
-    """A notebook as it is called on the command line."""
-    return str(path.relative_to(ROOT / "nbs"))
+def with_name(path):
+    """A notebook as it is called on the command line, with the marks of the engines that it starts."""
+    engines = [pytest.mark.ray, pytest.mark.dask] if path.stem == "clusters" else []
+    return pytest.param(path, id=str(path.relative_to(ROOT / "nbs")), marks=engines)
 
 
 def forced_flags():
@@ -42,12 +43,12 @@ def run_in_kernel(path):
     return NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(path.parent)}}).execute()
 
 
-@pytest.mark.parametrize("notebook", [path for path in NOTEBOOKS if path not in TUTORIALS], ids=name)
+@pytest.mark.parametrize("notebook", [with_name(path) for path in NOTEBOOKS if path not in TUTORIALS])
 def test_notebook(notebook, fork_server):
     fork_server.run(RUN, notebook, forced_flags(), ROOT, cwd=ROOT, timeout=600)
 
 
-@pytest.mark.parametrize("notebook", [path for path in TUTORIALS if path != QUICKSTART], ids=name)
+@pytest.mark.parametrize("notebook", [with_name(path) for path in TUTORIALS if path != QUICKSTART])
 def test_tutorial(notebook):
     run_in_kernel(notebook)
 

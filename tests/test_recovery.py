@@ -1,12 +1,12 @@
 """Kills, full disks, damaged files, shards and rivals: afterwards the same call gives the undisturbed bytes."""
 
 import signal
-import subprocess
+import time
 
 import joblib
 import pytest
 import torch
-from helpers import child_command, files, make_loader, train
+from helpers import CHILD_HEADER, files, make_loader, train
 
 from dattri.metric import calculate_lds_ground_truth
 from dattri.model_util.retrain import retrain_lds, retrain_loo
@@ -22,16 +22,8 @@ CALLS = {
 }
 
 
-def run_child(code, *arguments, timeout=240):
-    """Run code in a fresh Python; its output, or the test fails with its errors."""
-    command = child_command(code, *arguments)
-    result = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout
-
-
 @pytest.mark.parametrize("mode", RUNS)
-def test_killed_at_random_moments(mode, tmp_path):
+def test_killed_at_random_moments(mode, run_child, tmp_path):
     """Five kills or more, after between 2% and 50% of the time that the undisturbed run takes."""
     code = f"""
 import random
@@ -65,7 +57,7 @@ print(kills, unfinished, status)
 
 
 @pytest.mark.parametrize("mode", RUNS)
-def test_killed_in_every_single_write(mode, tmp_path):
+def test_killed_in_every_single_write(mode, run_child, tmp_path):
     """Each child dies between writing its n-th file and giving it its name."""
     code = f"""
 WIDTH = 8
@@ -146,15 +138,14 @@ def test_shards_in_any_order(size, order, tmp_path):
     assert files(tmp_path / "many") == files(tmp_path / "one")
 
 
-def test_shards_at_once_in_several_processes(tmp_path):
+def test_shards_at_once_in_several_processes(start_child, tmp_path):
     code = """
 start = int(sys.argv[2])
 retrain_lds(train, make_loader(), path, num_subsets=4, total_num_subsets=8, start_id=start, seed=3, width=5000)
 """
-    commands = [child_command(code, tmp_path / "many", start) for start in (4, 0, 4)]  # one shard has a rival
-    for process in [subprocess.Popen(command, stderr=subprocess.PIPE) for command in commands]:
-        _, errors = process.communicate(timeout=240)
-        assert process.returncode == 0, errors.decode()
+    for process in [start_child(code, tmp_path / "many", start) for start in (4, 0, 4)]:  # one shard has a rival
+        with process:
+            assert process.wait() == 0, process.stderr
     retrain_lds(train, make_loader(), tmp_path / "one", num_subsets=8, seed=3, width=5000)
     assert files(tmp_path / "many") == files(tmp_path / "one")
 
@@ -168,17 +159,24 @@ def test_shards_without_a_seed_agree_on_one(tmp_path):
     assert files(tmp_path) == before
 
 
+@pytest.fixture(scope="module")
+def runs_of_two_workers(fork_server, tmp_path_factory):
+    """A folder with a run of each kind by two workers, which are started once for both."""
+    folder = tmp_path_factory.mktemp("two")
+    runs = [f"path = sys.argv[1] + '/{mode}'\n{RUNS[mode].replace('seed=7', 'seed=7, n_jobs=2')}\n" for mode in RUNS]
+    fork_server.run(CHILD_HEADER + "WIDTH = 8\n" + "".join(runs), folder)
+    return folder
+
+
 @pytest.mark.parametrize("mode", RUNS)
-def test_equal_bytes_for_any_number_of_workers(mode, tmp_path):
+def test_equal_bytes_for_any_number_of_workers(mode, run_child, runs_of_two_workers, tmp_path):
     """The parent and its workers use one thread each."""
-    code = f"WIDTH = 8\n{RUNS[mode].replace('seed=7', 'seed=7, n_jobs=int(sys.argv[2])')}"
-    for n_jobs in (1, 2):
-        run_child(code, tmp_path / str(n_jobs), n_jobs)
-    assert files(tmp_path / "1") == files(tmp_path / "2")
+    run_child(f"WIDTH = 8\n{RUNS[mode].replace('seed=7', 'seed=7, n_jobs=1')}", tmp_path)
+    assert files(tmp_path) == files(runs_of_two_workers / mode)
 
 
 @pytest.mark.parametrize("mode", RUNS)
-def test_full_disk(mode, tmp_path):
+def test_full_disk(mode, run_child, tmp_path):
     """A file-size limit stands for a full disk: the write fails after a part of the file is written."""
     code = f"""
 import resource
@@ -208,7 +206,7 @@ except OSError as error:
     assert partial.items() < files(tmp_path / "quiet").items()
 
 
-def test_read_only_directory(tmp_path):
+def test_read_only_directory(run_child, tmp_path):
     """As a user without the right to write (root may always write, so the child becomes nobody first)."""
     code = f"""
 WIDTH = 8
@@ -231,7 +229,7 @@ except OSError as error:
     assert files(tmp_path / "run") == files(tmp_path / "quiet")
 
 
-def test_interrupted_by_the_keyboard(tmp_path):
+def test_interrupted_by_the_keyboard(start_child, tmp_path):
     """Ctrl-C stops at once and keeps what is finished."""
     code = """
 def slow(dataloader):
@@ -240,13 +238,13 @@ def slow(dataloader):
 print("ready", flush=True)
 retrain_lds(slow, make_loader(), path, num_subsets=200, seed=7)
 """
-    process = subprocess.Popen(child_command(code, tmp_path / "run"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    process.stdout.readline()
-    while not (tmp_path / "run" / "2" / "model_weights_0.pt").exists():
-        assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode != 0 and b"KeyboardInterrupt" in errors
+    with start_child(code, tmp_path / "run") as process:
+        process.read_line(0)
+        while not (tmp_path / "run" / "2" / "model_weights_0.pt").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) != 0 and "KeyboardInterrupt" in process.stderr
     kept = [name for name in files(tmp_path / "run") if name.endswith(".pt")]
     assert 3 <= len(kept) < 200 and not any(name.endswith(".part") for name in files(tmp_path / "run"))
 
@@ -260,11 +258,11 @@ def test_resuming_says_so(tmp_path, capfd):
 def test_a_moved_directory_is_resumed_and_read(tmp_path):
     CALLS["lds"](tmp_path / "here")
     before = files(tmp_path / "here")
-    (tmp_path / "here").rename(tmp_path / "there")
-    (tmp_path / "there" / "5" / "model_weights_0.pt").unlink()
-    CALLS["lds"](tmp_path / "there")
-    assert files(tmp_path / "there") == before
-    values, indices = calculate_lds_ground_truth(lambda *_: torch.zeros(12), tmp_path / "there", make_loader())
+    (tmp_path / "here").rename(tmp_path / "moved")
+    (tmp_path / "moved" / "5" / "model_weights_0.pt").unlink()
+    CALLS["lds"](tmp_path / "moved")
+    assert files(tmp_path / "moved") == before
+    values, indices = calculate_lds_ground_truth(lambda *_: torch.zeros(12), tmp_path / "moved", make_loader())
     assert values.shape == (6, 12) and indices.shape == (6, 6)
 
 

@@ -73,8 +73,8 @@ def test_an_exported_cell_has_one_public_symbol():
     """Pages list the symbols of a cell in reverse, and an example belongs to one of them."""
     for module in GENERATED:
         for cell in (ROOT / module).read_text().split("\n# %% "):
-            found = re.findall(r"^(?:def|class) ([A-Za-z]\w*)", cell, re.MULTILINE)
-            assert len(found) <= 1, f"{module}: give {', '.join(found)} a cell each"
+            symbols = re.findall(r"^(?:def|class) ([A-Za-z]\w*)", cell, re.MULTILINE)
+            assert len(symbols) <= 1, f"{module}: give {', '.join(symbols)} a cell each"
 
 
 def test_import_costs_little():
@@ -85,6 +85,7 @@ def test_import_costs_little():
     assert run(sys.executable, "-c", code).strip() == "False"
 
 
+@pytest.mark.wheel
 def test_wheel_holds_the_package_and_nothing_else(tracked_copy, tmp_path):
     copy = tmp_path / "dattri"
     shutil.copytree(tracked_copy, copy, symlinks=True)
@@ -118,9 +119,9 @@ def test_readme_is_the_index_notebook():
     parts = re.findall(r"```sh\n([\s\S]*?)```|^#+ (.*)$", text, re.MULTILINE)
     place = 0
     for code, heading in parts:
-        found = readme.find((code or heading).strip(), place)
-        assert found >= 0, f"README.md lacks {code or heading!r}: run nbdev_readme"
-        place = found
+        start = readme.find((code or heading).strip(), place)
+        assert start >= 0, f"README.md lacks {code or heading!r}: run nbdev_readme"
+        place = start
     assert sum(bool(code) for code, _ in parts) >= 2
 
 
@@ -156,7 +157,7 @@ def dotted(node):
 def test_nothing_is_loaded_that_could_run_code(file):
     """What README says of loading: every reader that could run code is one of those it names."""
     tree, name = ast.parse(file.read_text()), file.relative_to(ROOT / "dattri").as_posix()
-    found = []
+    run_code = []
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef) and any("Unpickler" in ast.unparse(base) for base in node.bases):
             assert UNPICKLERS.get(name) == node.name
@@ -171,9 +172,32 @@ def test_nothing_is_loaded_that_could_run_code(file):
         elif called == "yaml.load":
             assert [ast.unparse(part) for part in node.args[1:]] == ["_Loader"]
         elif re.fullmatch(RUNS_CODE, called):
-            found.append(called)
+            run_code.append(called)
         assert options.get("trust_remote_code", "False") == "False"
-    assert found == (["cloudpickle.loads"] if name == "model_util/parallel.py" else [])
+    assert run_code == (["cloudpickle.loads"] if name == "model_util/parallel.py" else [])
+
+
+TESTS = sorted((ROOT / "tests").glob("*.py"))
+
+
+def imported(tree):
+    """Names of the modules that code imports, in strings of code for other processes and by `importorskip` too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+        elif isinstance(node, ast.Call) and dotted(node.func).rpartition(".")[2] in {"importorskip", "import_module"}:
+            yield from (part.value for part in node.args if isinstance(part, ast.Constant))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield from re.findall(r"^[ \t]*(?:import|from)[ \t]+(\w+)", node.value, re.MULTILINE)
+
+
+@pytest.mark.parametrize("file", TESTS, ids=lambda file: file.name)
+def test_no_test_module_is_imported(file):
+    """What several test modules need is in conftest.py or in a module of helpers."""
+    modules = {name for text in imported(ast.parse(file.read_text())) for name in text.split(".")}
+    assert sorted(name for name in modules if name.startswith("test_")) == []
 
 
 def test_no_local_paths():

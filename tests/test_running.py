@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import child_command, count_models, files, make_loader, train
+from helpers import count_models, files, make_loader, train
 from joblib import parallel_config
 
 from dattri.metric import calculate_lds_ground_truth
@@ -121,24 +121,37 @@ def wait_for_end(process, seconds):
     return left
 
 
-def start_hanging(command, run, **options):
-    """Start a run that hangs after some models, and wait for these."""
-    Path(f"{run}.hang").touch()
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True, **options)
+def wait_until_it_hangs(process, run):
+    """Wait for the models after which a run hangs, and a little longer."""
     while count_models(run) < 2:
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None, process.stderr
         time.sleep(0.02)
     time.sleep(0.5)
-    return process
 
 
-def check_resumes(engine, tmp_path):
-    """The same call, not hanging any more, ends with the bytes of an undisturbed run."""
-    (tmp_path / "run.hang").unlink()
-    alone = "a trainer" if "trainer" in engine else "one process"
-    command = child_command(HANGING, tmp_path / "run", alone, tmp_path / "quiet")
-    subprocess.run(command, check=True, capture_output=True, timeout=240)
-    assert files(tmp_path / "run") == files(tmp_path / "quiet")
+@pytest.fixture
+def start_hanging(start_child, tmp_path):
+    """Start a run that hangs after some models, in a session of its own, and wait for these."""
+
+    def start(engine):
+        (tmp_path / "run.hang").touch()
+        process = start_child(HANGING, tmp_path / "run", engine, new_session=True)
+        wait_until_it_hangs(process, tmp_path / "run")
+        return process
+
+    return start
+
+
+@pytest.fixture
+def check_resumes(run_child, tmp_path):
+    """Check that the same call, not hanging any more, ends with the bytes of an undisturbed run."""
+
+    def check(engine):
+        (tmp_path / "run.hang").unlink()
+        run_child(HANGING, tmp_path / "run", "a trainer" if "trainer" in engine else "one process", tmp_path / "quiet")
+        assert files(tmp_path / "run") == files(tmp_path / "quiet")
+
+    return check
 
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
@@ -148,45 +161,42 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="lo
 @pytest.mark.parametrize(
     "engine,whom", [*((engine, "all, as a terminal does") for engine in ENGINES), ("loky", "the parent")]
 )
-def test_ctrl_c_says_what_is_kept_and_leaves_nobody_at_work(engine, whom, tmp_path):
-    process = start_hanging(child_command(HANGING, tmp_path / "run", engine), tmp_path / "run")
-    os.kill(process.pid, signal.SIGINT) if whom == "the parent" else os.killpg(process.pid, signal.SIGINT)
-    assert wait_for_end(process, 60) == []
-    errors = process.communicate()[1].decode()
+def test_ctrl_c_says_what_is_kept_and_leaves_nobody_at_work(engine, whom, start_hanging, check_resumes, tmp_path):
+    with start_hanging(engine) as process:
+        os.kill(process.pid, signal.SIGINT) if whom == "the parent" else os.killpg(process.pid, signal.SIGINT)
+        assert wait_for_end(process, 60) == []
+    errors = process.stderr
     kept = [name for name in files(tmp_path / "run") if name.endswith(".pt")]
     message = f"Interrupted: {len(kept)} of 8 models are kept in {tmp_path / 'run'}; the same call goes on from there."
     assert errors.splitlines()[-1] == f"KeyboardInterrupt: {message}"
     assert errors.count("Traceback") == 1 and "joblib" not in errors and "multiprocessing" not in errors
     assert process.returncode == -signal.SIGINT and 2 <= len(kept) < 8
     assert not any(name.endswith(".part") for name in files(tmp_path / "run"))
-    check_resumes(engine, tmp_path)
+    check_resumes(engine)
 
 
 @needs_proc
 @pytest.mark.parametrize("engine", ["loky", "multiprocessing", "a trainer, loky"])
-def test_workers_end_with_a_parent_that_is_killed(engine, tmp_path):
+def test_workers_end_with_a_parent_that_is_killed(engine, start_hanging, check_resumes):
     """They are in the middle of a model that would take for ever."""
-    process = start_hanging(child_command(HANGING, tmp_path / "run", engine), tmp_path / "run")
-    assert len(session_of(process)) >= 3
-    process.kill()
-    assert wait_for_end(process, 60) == []
-    process.communicate()
-    check_resumes(engine, tmp_path)
+    with start_hanging(engine) as process:
+        assert len(session_of(process)) >= 3
+        process.kill()
+        assert wait_for_end(process, 60) == []
+    check_resumes(engine)
 
 
 @needs_proc
-def test_ctrl_c_while_workers_are_starting(tmp_path):
+def test_ctrl_c_while_workers_are_starting(start_child, tmp_path):
     """They import torch then, and must neither say anything nor stay."""
     for number, seconds in enumerate([0, 0.2, 0.8]):
-        run = tmp_path / str(number)
-        command = child_command(HANGING, run, "loky")
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
-        while len(session_of(process)) < 3:  # the parent, what joblib cleans up with, and the first worker
-            assert process.poll() is None
-        time.sleep(seconds)
-        os.killpg(process.pid, signal.SIGINT)
-        assert wait_for_end(process, 60) == []
-        errors = process.communicate()[1].decode()
+        with start_child(HANGING, tmp_path / str(number), "loky", new_session=True) as process:
+            while len(session_of(process)) < 3:  # the parent, what joblib cleans up with, and the first worker
+                assert process.poll() is None
+            time.sleep(seconds)
+            os.killpg(process.pid, signal.SIGINT)
+            assert wait_for_end(process, 60) == []
+        errors = process.stderr
         assert re.search(r"KeyboardInterrupt: Interrupted: \d of 8 models", errors), errors
         assert errors.count("Traceback") == 1, errors
 
@@ -222,7 +232,9 @@ def test_ctrl_c_in_the_command_is_one_line(n_jobs, tmp_path):
     (tmp_path / "slow.py").write_text(SLOW_SETTING)
     options = ["--model", "slow", "--dataset", "digits", "--mode", "full", "--out", "run", *n_jobs]
     command = [Path(sys.executable).with_name("dattri"), "--import", "slow", "retrain", *options]
-    process = start_hanging(command, tmp_path / "run", cwd=tmp_path)
+    (tmp_path / "run.hang").touch()
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True, cwd=tmp_path)
+    wait_until_it_hangs(process, tmp_path / "run")
     os.killpg(process.pid, signal.SIGINT)
     assert wait_for_end(process, 60) == []
     errors = process.communicate()[1].decode()

@@ -114,17 +114,17 @@ def test_ground_truth_of_every_metric(tmp_path):
     for metric, several in pairs.items():
         for indices in several:
             GroundTruth(values, indices).save(tmp_path / "truth.pt")
-            found = read_ground_truth(tmp_path / "truth.pt")
-            assert infer_metric(found) == infer_metric(found, metric) == metric
+            truth = read_ground_truth(tmp_path / "truth.pt")
+            assert infer_metric(truth) == infer_metric(truth, metric) == metric
             with pytest.raises(ValueError, match=f"^metric: 'mislabel' does not fit.*as for '{metric}'"):
-                infer_metric(found, "mislabel")
+                infer_metric(truth, "mislabel")
     for labels in (torch.tensor([1, 0]), torch.tensor([True, False])):
         torch.save(labels, tmp_path / "labels.pt")
         np.save(tmp_path / "labels.npy", labels.numpy())
         for name in ("labels.pt", "labels.npy"):
-            found = read_ground_truth(tmp_path / name)
-            assert found.tolist() == labels.tolist()
-            assert infer_metric(found) == "mislabel"
+            truth = read_ground_truth(tmp_path / name)
+            assert truth.tolist() == labels.tolist()
+            assert infer_metric(truth) == "mislabel"
     np.save(tmp_path / "matrix.npy", values.numpy())
     with pytest.raises(ValueError, match=r"^ground truth: .* one array of shape \(4, 3\); expected a pair"):
         read_ground_truth(tmp_path / "matrix.npy")
@@ -136,5 +136,5 @@ def test_report_reads_self_attribution_of_every_dtype(tmp_path, kind):
     score = np.array([0, 1, 1, 1, 0, 1]).astype(kind)
     np.save(tmp_path / "own.npy", score)
     np.save(tmp_path / "square.npy", np.diag(score))
-    for given in (score, score[::-1].copy()[::-1], np.diag(score), *map(read_scores, tmp_path.glob("*.npy"))):
-        assert report("mislabel", given, labels.astype(kind)).value == pytest.approx(1 - 0.5 / 3)
+    for form in (score, score[::-1].copy()[::-1], np.diag(score), *map(read_scores, tmp_path.glob("*.npy"))):
+        assert report("mislabel", form, labels.astype(kind)).value == pytest.approx(1 - 0.5 / 3)

@@ -139,8 +139,8 @@ def test_retrain_lds_twice_gives_the_same_bytes(tmp_path):
     for name in ("first", "second"):
         path = tmp_path / name
         retrain_lds(trainer, loader(), path, num_subsets=2, subset_ratio=0.5, seed=7)
-        found = {file.relative_to(path).as_posix(): file.read_bytes() for file in path.rglob("*.pt")}
-        files.append({name: content for name, content in found.items() if "weights" in name})
+        written = {file.relative_to(path).as_posix(): file.read_bytes() for file in path.rglob("*.pt")}
+        files.append({name: content for name, content in written.items() if "weights" in name})
     assert files[0] == files[1] and len(files[0]) == 2 and len(set(files[0].values())) == 2
     test = loader(shuffle=False)
     values, indices = calculate_lds_ground_truth(
@@ -195,8 +195,8 @@ def test_transformers_as_functions_and_as_targets(model_fn, loss_fn, dataset):
     values = {**dict(models[1].named_parameters()), **dict(models[1].named_buffers())}
     with torch.no_grad():
         expected = torch.stack([loss_fn(model(inputs), targets) for model in models])
-        found = loss_fn(functional_call(models[0], values, (inputs,)), targets)
-    torch.testing.assert_close(found, expected[1])
+        computed = loss_fn(functional_call(models[0], values, (inputs,)), targets)
+    torch.testing.assert_close(computed, expected[1])
     batches = loader(dataset, shuffle=False)
     target_func = EnsembleTarget(model_fn, loss_fn, max_models=1)
     torch.testing.assert_close(target_func.evaluate_many(models, batches), expected)
@@ -213,10 +213,10 @@ def test_gpt2_has_the_published_size_and_reads_safetensors(tmp_path, monkeypatch
     saved.save_pretrained(tmp_path)
     assert (tmp_path / "model.safetensors").exists()
     monkeypatch.setattr(gpt2_module, "CHECKPOINT", str(tmp_path))
-    found = gpt2(resid_pdrop=0.3)
-    assert_same_weights(found, saved)
-    assert found.config.use_cache is False and found.config.resid_pdrop == 0.3
-    assert found(WHOLE.tensors[0]).past_key_values is None
+    loaded = gpt2(resid_pdrop=0.3)
+    assert_same_weights(loaded, saved)
+    assert loaded.config.use_cache is False and loaded.config.resid_pdrop == 0.3
+    assert loaded(WHOLE.tensors[0]).past_key_values is None
     torch.save(saved.state_dict(), tmp_path / "pytorch_model.bin")
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(OSError, match="safetensors"):
