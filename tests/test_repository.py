@@ -213,3 +213,9 @@ def read(path):
         return path.read_text()
     except UnicodeDecodeError:
         return ""
+
+
+def test_the_sidebar_leads_to_each_page_once():
+    listed = re.findall(r"[\w/]+\.ipynb", (ROOT / "nbs" / "sidebar.yml").read_text())
+    pages = [str(path.relative_to(ROOT / "nbs")) for path in (ROOT / "nbs").rglob("*.ipynb")]
+    assert sorted(listed) == sorted(pages)

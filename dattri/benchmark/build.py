@@ -22,7 +22,8 @@ from .metrics import METRICS, Metric
 from .settings import Setting
 from .workspace import Workspace, tensor_name
 from ..model_util.checkpoint import atomic_write, sweep, to_bytes
-from ..model_util.parallel import check_n_jobs, one_bar
+from ..model_util.parallel import one_bar
+from ..model_util.validation import check_n_jobs
 from ..model_util.retrain_dir import RetrainDir
 
 # %% auto #0

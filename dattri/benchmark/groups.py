@@ -13,7 +13,7 @@ import numpy as np
 from torch.utils.data import DataLoader
 
 from .settings import Setting
-from ..model_util.plan import check_partition
+from ..model_util.validation import check_partition
 from ..model_util.retrain import retrain_lds, retrain_loo
 from ..model_util.seeds import derive_seed
 

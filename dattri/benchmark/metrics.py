@@ -18,7 +18,13 @@ from torch.utils.data import DataLoader, TensorDataset
 from .datasets import Datasets
 from .manifest import Check
 from .utils import flip_label
-from ..metric.ground_truth import GroundTruth, calculate_lds_ground_truth, calculate_loo_ground_truth, evaluate_checkpoints
+from dattri.metric.ground_truth import (
+    GroundTruth,
+    calculate_lds_ground_truth,
+    calculate_loo_ground_truth,
+    evaluate_checkpoints,
+    evaluates_many,
+)
 from ..model_util.retrain_dir import RetrainDir
 from ..model_util.seeds import derive_seed
 
@@ -93,7 +99,7 @@ class _OfPaths:
 
 def target_of(setting: Any) -> Any:
     """The target function of a setting, for many checkpoints."""
-    return setting.target_func if hasattr(setting.target_func, "evaluate_many") else _OfPaths(setting.target_func)
+    return setting.target_func if evaluates_many(setting.target_func) else _OfPaths(setting.target_func)
 
 # %% ../../nbs/benchmark/08_metrics.ipynb #b5ba7c2a
 class _Retrained(Metric):

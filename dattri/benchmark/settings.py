@@ -29,8 +29,8 @@ from .models.resnet import ResNet9
 from .training import SingleModelTrainer, block_loss, cosine, decay_matrices, last_token_loss, next_token_loss
 from .utils import SubsetSampler
 from ..model_util.ensemble import EnsembleTrainer
-from ..model_util.plan import check_int
-from ..model_util.retrain_dir import describe, function_arguments, function_name
+from ..model_util.validation import check_int
+from ..model_util.fingerprint import describe, function_arguments, function_name
 from ..model_util.seeds import derive_seed, seeded
 from ..model_util.target import EnsembleTarget
 

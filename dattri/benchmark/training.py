@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
-from ..model_util.plan import check_int
+from ..model_util.validation import check_int
 from ..model_util.seeds import seeded
 from ..model_util.stack import check_model_options, new_model
 

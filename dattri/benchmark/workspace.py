@@ -20,7 +20,8 @@ from .metrics import METRICS, Metric, check_truth, mislabelled
 from .settings import Setting
 from ..model_util.checkpoint import load_checkpoint
 from ..model_util.loader import LoaderRecipe
-from ..model_util.retrain_dir import checked_home, samples_digest
+from ..model_util.fingerprint import samples_digest
+from ..model_util.validation import checked_home
 
 # %% auto #0
 __all__ = ['Workspace']

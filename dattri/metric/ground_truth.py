@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -20,11 +20,13 @@ from .inputs import as_real_tensor, check_real
 from ..model_util.checkpoint import verify_checksums, load_checkpoint, to_bytes, atomic_write
 from ..model_util.loader import LoaderRecipe, fork_safe, in_order
 from ..model_util.parallel import chunks, run_tasks
-from ..model_util.retrain_dir import MODULE, RetrainDir, require_complete
+from ..model_util.plan import LooPlan
+from ..model_util.retrain_dir import RetrainDir, require_complete
 from ..model_util.seeds import seeded
 
 # %% auto #0
-__all__ = ['evaluate_checkpoints', 'GroundTruth', 'as_ground_truth', 'calculate_loo_ground_truth', 'calculate_lds_ground_truth']
+__all__ = ['EvaluatesMany', 'evaluates_many', 'evaluate_checkpoints', 'GroundTruth', 'as_ground_truth',
+           'calculate_loo_ground_truth', 'calculate_lds_ground_truth']
 
 # %% ../../nbs/metric/00_ground_truth.ipynb #72661121
 def _count_tests(dataloader: DataLoader) -> int:
@@ -70,11 +72,27 @@ def _checked(values: Any, num_test: int, name: str) -> torch.Tensor:
         )
     return values if values.is_floating_point() else values.double()
 
+# %% ../../nbs/metric/00_ground_truth.ipynb #4656c6f9
+@runtime_checkable
+class EvaluatesMany(Protocol):
+    """A target function that can also evaluate several checkpoints as one; `EnsembleTarget` is one."""
+
+    def group_size(self) -> int:
+        """How many models to evaluate as one, at most."""
+
+    def evaluate_many(self, checkpoints: Sequence[str], dataloader: DataLoader) -> Iterable[torch.Tensor]:
+        """Targets of each checkpoint, shape (num_models, num_test)."""
+
+# %% ../../nbs/metric/00_ground_truth.ipynb #f660a9fd
+def evaluates_many(target_func: Any) -> bool:
+    """Whether checkpoints are evaluated in groups."""
+    return isinstance(target_func, EvaluatesMany)
+
 # %% ../../nbs/metric/00_ground_truth.ipynb #27ce38b7
 def evaluate_checkpoints(
-    target_func: Any, files: Sequence[Path], dataloader: DataLoader, given: Callable[[Path], Any] = str
+    target_func: Any, files: Sequence[Path], dataloader: DataLoader, argument_for: Callable[[Path], Any] = str
 ) -> list[torch.Tensor]:
-    """Targets of each checkpoint on the CPU, checked; the target function gets what `given` makes of the file.
+    """Targets of each checkpoint on the CPU, checked; the target function gets what `argument_for` makes of the file.
 
     Raises
     ------
@@ -84,17 +102,17 @@ def evaluate_checkpoints(
         If it does not return a finite number for each test sample. All name the file.
     """
     num_test = _count_tests(dataloader)
-    if hasattr(target_func, "evaluate_many"):
+    if evaluates_many(target_func):
         name = str(files[0]) + (f" to {files[-1]}" if len(files) > 1 else "")
         rows = _called(target_func.evaluate_many, [str(file) for file in files], dataloader, name)
     else:
-        rows = (_called(target_func, given(file), dataloader, str(file)) for file in files)
+        rows = (_called(target_func, argument_for(file), dataloader, str(file)) for file in files)
     return [_checked(values, num_test, str(file)) for values, file in zip(rows, files, strict=True)]
 
 
 @dataclass(frozen=True)
 class _Evaluation:
-    """Evaluates the models of some checkpoints; what the target function gets is up to `_given`."""
+    """Evaluates the models of some checkpoints; what the target function gets is up to `_argument`."""
 
     target_func: Any
     directory: RetrainDir
@@ -103,22 +121,22 @@ class _Evaluation:
     def __call__(self, keys: Sequence[tuple[int, ...]]) -> list[tuple[tuple[int, ...], torch.Tensor]]:
         """Targets of each model, named by its key in the directory."""
         files = [self.directory.checkpoint(*key) for key in keys]
-        values = evaluate_checkpoints(self.target_func, files, self.dataloader, self._given)
+        values = evaluate_checkpoints(self.target_func, files, self.dataloader, self._argument)
         return list(zip(keys, values, strict=True))
 
-    def _given(self, file: Path) -> Any:
+    def _argument(self, file: Path) -> Any:
         """First argument of the target function."""
         raise NotImplementedError
 
     def run(self, keys: Sequence[tuple[int, ...]], n_jobs: int | None) -> torch.Tensor:
         """Targets of all models, shape (num_models, num_test)."""
-        many = hasattr(self.target_func, "evaluate_many")
+        many = evaluates_many(self.target_func)
         units = chunks(keys, self.target_func.group_size() if many else 1)
-        description = f"evaluating ({self.directory.metadata['mode']})"
+        description = f"evaluating ({self.directory.kind.mode})"
         groups = run_tasks(self, units, n_jobs=n_jobs, description=description, sizes=[len(unit) for unit in units])
         with torch.inference_mode(False):  # so that the result can be used in any way
-            found = dict(pair for group in groups for pair in group)
-            return torch.stack([found[key] for key in keys])
+            targets = dict(pair for group in groups for pair in group)
+            return torch.stack([targets[key] for key in keys])
 
 # %% ../../nbs/metric/00_ground_truth.ipynb #40eccaa1
 _INTEGERS = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64}
@@ -217,7 +235,7 @@ class _LooEvaluation(_Evaluation):
 
     model: nn.Module | None
 
-    def _given(self, file: Path) -> nn.Module:
+    def _argument(self, file: Path) -> nn.Module:
         state = load_checkpoint(file, modules=True)
         return state if isinstance(state, nn.Module) else self._filled(state, file)
 
@@ -239,9 +257,9 @@ def _template(directory: RetrainDir, model: nn.Module | None, target_func: Calla
         if not isinstance(model, nn.Module):
             raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
         return copy.deepcopy(model)
-    if hasattr(target_func, "evaluate_many"):
+    if evaluates_many(target_func):
         return None
-    file = directory.path / MODULE
+    file = directory.path / str(LooPlan.module)
     if file.exists():
         return load_checkpoint(file, modules=True)
     if isinstance(load_checkpoint(directory.checkpoint(directory.groups[0]), modules=True), nn.Module):
@@ -309,7 +327,7 @@ def calculate_loo_ground_truth(
 class _LdsEvaluation(_Evaluation):
     """The target function gets the path of a checkpoint that is known to be whole."""
 
-    def _given(self, file: Path) -> str:
+    def _argument(self, file: Path) -> str:
         verify_checksums(file)
         return str(file)
 

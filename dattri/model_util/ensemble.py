@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset, default_collate
 
-from .plan import check_int
+from .validation import check_int
 from .seeds import derive_seed, seeded
 from dattri.model_util.stack import (
     ModelStack,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import multiprocessing
-import operator
 import os
 import shutil
 import signal
@@ -33,8 +32,10 @@ from joblib import Parallel, delayed, effective_n_jobs
 from joblib.parallel import get_active_backend
 from tqdm.auto import tqdm
 
+from .validation import check_n_jobs
+
 # %% auto #0
-__all__ = ['Shared', 'check_n_jobs', 'one_bar', 'run_tasks', 'chunks', 'DevicePool']
+__all__ = ['Shared', 'one_bar', 'run_tasks', 'chunks', 'DevicePool']
 
 # %% ../../nbs/model_util/05_parallel.ipynb #05e35968
 class Shared:
@@ -143,17 +144,6 @@ def _call(shared: Shared, parent: int | None, task: Any, size: int) -> tuple[int
     """Run one task in the process that got it."""
     _end_with(parent)
     return size, shared.get()(task)
-
-
-def check_n_jobs(n_jobs: Any) -> int | None:
-    """`n_jobs` as an int or None; `ValueError` for anything else."""
-    try:
-        number = None if n_jobs is None else operator.index(n_jobs)
-    except TypeError:
-        number = 0
-    if number == 0 or isinstance(n_jobs, bool):
-        raise ValueError(f"n_jobs: expected None or an integer other than 0, such as 2 or -1, got {n_jobs!r}")
-    return number
 
 
 def _engine(n_jobs: int | None) -> Parallel:

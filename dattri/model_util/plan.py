@@ -5,19 +5,19 @@
 # %% ../../nbs/model_util/03_plan.ipynb #000a8a31
 from __future__ import annotations
 
-import operator
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from itertools import product
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from .seeds import derive_seed
+from .validation import check_int
 
 # %% auto #0
-__all__ = ['Task', 'check_int', 'LooPlan', 'LdsPlan', 'check_ratio', 'check_shard', 'check_partition']
+__all__ = ['Plan', 'PLANS', 'Task', 'LooPlan', 'LdsPlan', 'plan_of']
 
 # %% ../../nbs/model_util/03_plan.ipynb #565198b6
 class Task(NamedTuple):
@@ -27,44 +27,59 @@ class Task(NamedTuple):
     run: int
     seed: int
 
-# %% ../../nbs/model_util/03_plan.ipynb #2001370a
-def check_int(name: str, value: Any, minimum: int) -> int:
-    """`value` as an int of at least `minimum`; `ValueError` naming the argument otherwise."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise ValueError(f"{name}: expected an integer of at least {minimum}, got {value!r}") from None
-    if isinstance(value, bool) or number < minimum:
-        raise ValueError(f"{name}: expected an integer of at least {minimum}, got {value!r}")
-    return number
+
+class _Layout:
+    """How both kinds of plan name the files of a task; names are relative to the directory."""
+
+    module: ClassVar[str | None] = None
+
+    @staticmethod
+    def indices_file(task: Task) -> str | None:
+        """File of the training positions; None where the name of the folder says enough."""
+        return None
+
+    def module_file(self, task: Task) -> str | None:
+        """File of the module itself, if it is this task that saves it."""
+        return None
 
 # %% ../../nbs/model_util/03_plan.ipynb #d4c1aac5
 @dataclass(frozen=True)
-class LooPlan:
+class LooPlan(_Layout):
     """Leave one training sample out per model.
 
     Parameters
     ----------
     data_length : int
-        Number of training samples.
-    indices : tuple of int
-        Positions to remove, one model each.
+        Number of training samples, 2 or more.
+    indices : iterable of int or None
+        Positions to remove, one model each; kept as a tuple. None removes each position in turn.
     seed : int
         The user's seed.
     """
 
     data_length: int
-    indices: tuple[int, ...]
+    indices: Any
     seed: int
     mode: ClassVar[str] = "loo"
+    folders_key: ClassVar[str] = "map_index_dir"
+    folder_pattern: ClassVar[str] = r"index_\d+"
+    module: ClassVar[str | None] = "model.pt"
 
-    @classmethod
-    def of(cls, data_length: int, indices: Iterable[int] | None, seed: int) -> LooPlan:
-        """Check the arguments of `retrain_loo`; `None` removes each position in turn."""
-        if data_length < 2:
-            raise ValueError(f"dataloader: leaving one sample out of {data_length} leaves nothing to train on")
-        listed = range(data_length) if indices is None else indices
-        return cls(data_length, _check_positions(listed, data_length), seed)
+    def __post_init__(self) -> None:
+        if self.data_length < 2:
+            raise ValueError(f"dataloader: leaving one sample out of {self.data_length} leaves nothing to train on")
+        listed = range(self.data_length) if self.indices is None else self.indices
+        object.__setattr__(self, "indices", _check_positions(listed, self.data_length))
+
+    @property
+    def subset_size(self) -> int:
+        """Number of samples that each model is trained on."""
+        return self.data_length - 1
+
+    @property
+    def groups(self) -> Sequence[int]:
+        """The removed positions."""
+        return self.indices
 
     def tasks(self) -> list[Task]:
         """One task per removed position, in the user's order."""
@@ -78,6 +93,24 @@ class LooPlan:
     def name(self, task: Task) -> str:
         """What error messages call the model."""
         return f"the model without sample {task.group} (seed {task.seed})"
+
+    @staticmethod
+    def folder(task: Task) -> str:
+        """Folder of the model."""
+        return f"index_{task.group}"
+
+    @staticmethod
+    def checkpoint(task: Task) -> str:
+        """File of the model's weights."""
+        return f"index_{task.group}/model_weights.pt"
+
+    def module_file(self, task: Task) -> str | None:
+        """The module is saved by the task of the first index."""
+        return self.module if task.group == self.indices[0] else None
+
+    def record(self) -> dict[str, Any]:
+        """What the plan follows from."""
+        return {"indices": list(self.indices), "seed": self.seed}
 
 
 def _check_positions(indices: Iterable[int], data_length: int) -> tuple[int, ...]:
@@ -99,7 +132,7 @@ def _check_positions(indices: Iterable[int], data_length: int) -> tuple[int, ...
 
 # %% ../../nbs/model_util/03_plan.ipynb #c3963b1b
 @dataclass(frozen=True)
-class LdsPlan:
+class LdsPlan(_Layout):
     """Train on random subsets of the data, each several times.
 
     Parameters
@@ -122,6 +155,8 @@ class LdsPlan:
     num_runs_per_subset: int
     seed: int
     mode: ClassVar[str] = "lds"
+    folders_key: ClassVar[str] = "subset_dir_map"
+    folder_pattern: ClassVar[str] = r"\d+"
 
     def __post_init__(self) -> None:
         check_int("num_subsets", self.num_subsets, 1)
@@ -139,6 +174,11 @@ class LdsPlan:
         """Number of samples in each subset: the ratio times the length, rounded down."""
         return int(self.data_length * self.subset_ratio + 1e-9)  # 0.29 * 100 is 28.999999999999996
 
+    @property
+    def groups(self) -> Sequence[int]:
+        """Numbers of the subsets."""
+        return range(self.num_subsets)
+
     def tasks(self) -> list[Task]:
         """One task per subset and run, subset by subset."""
         keys = product(range(self.num_subsets), range(self.num_runs_per_subset))
@@ -153,46 +193,31 @@ class LdsPlan:
         """What error messages call the model."""
         return f"subset {task.group}, run {task.run} (seed {task.seed})"
 
-# %% ../../nbs/model_util/03_plan.ipynb #113ff5b1
-def check_ratio(subset_ratio: Any) -> float:
-    """`subset_ratio` as a float; `ValueError` if it is no number."""
-    if isinstance(subset_ratio, (str, bytes, bool)) or not hasattr(subset_ratio, "__float__"):
-        raise ValueError(f"subset_ratio: expected a number in (0, 1], got {subset_ratio!r}")
-    return float(subset_ratio)
+    @staticmethod
+    def folder(task: Task) -> str:
+        """Folder of the subset."""
+        return str(task.group)
 
-# %% ../../nbs/model_util/03_plan.ipynb #d1f10356
-def check_shard(num_subsets: int, start_id: int, total_num_subsets: int) -> tuple[int, int]:
-    """Total number of subsets and the end of this shard, from the arguments of `retrain_lds`.
+    @staticmethod
+    def checkpoint(task: Task) -> str:
+        """File of the model's weights."""
+        return f"{task.group}/model_weights_{task.run}.pt"
 
-    Raises
-    ------
-    ValueError
-        If `total_num_subsets` is negative or not a multiple of `num_subsets`, or the shard ends beyond it.
-    """
-    num_subsets = check_int("num_subsets", num_subsets, 1)
-    start_id = check_int("start_id", start_id, 0)
-    total_num_subsets = check_int("total_num_subsets", total_num_subsets, 0)
-    total = total_num_subsets or num_subsets
-    if total % num_subsets:
-        raise ValueError(
-            f"total_num_subsets: expected a multiple of num_subsets={num_subsets}, got {total_num_subsets}; "
-            "choose num_subsets so that every shard has the same size"
-        )
-    if start_id + num_subsets > total:
-        raise ValueError(
-            f"start_id: subsets {start_id} to {start_id + num_subsets - 1} are beyond the total of {total}; "
-            "set total_num_subsets to the number of subsets of all shards together"
-        )
-    return total, start_id + num_subsets
+    @staticmethod
+    def indices_file(task: Task) -> str | None:
+        """File of the subset's training positions."""
+        return f"{task.group}/indices.txt"
 
-# %% ../../nbs/model_util/03_plan.ipynb #1a4988dd
-def check_partition(partition: tuple[int, int] | None) -> tuple[int, int]:
-    """Number of a part and of all parts, (0, 1) for `None`; `ValueError` unless the one is below the other."""
-    try:
-        number, total = (0, 1) if partition is None else partition
-        valid = 0 <= operator.index(number) < operator.index(total)
-    except (TypeError, ValueError):
-        valid = False
-    if not valid:
-        raise ValueError(f"partition: expected (part, number of parts) such as (0, 4) to (3, 4), got {partition!r}")
-    return number, total
+    def record(self) -> dict[str, Any]:
+        """What the plan follows from."""
+        return {name: getattr(self, name) for name in ("num_subsets", "subset_ratio", "num_runs_per_subset", "seed")}
+
+# %% ../../nbs/model_util/03_plan.ipynb #0ffad43e
+Plan = LooPlan | LdsPlan
+PLANS: dict[str, type[LooPlan] | type[LdsPlan]] = {kind.mode: kind for kind in (LooPlan, LdsPlan)}
+
+
+def plan_of(metadata: Mapping[str, Any]) -> Plan:
+    """The plan that a mapping with `mode`, `data_length` and the rest of its record describes."""
+    kind = PLANS[metadata["mode"]]
+    return kind(**{field.name: metadata[field.name] for field in fields(kind)})

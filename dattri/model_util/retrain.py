@@ -16,45 +16,31 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from joblib import effective_n_jobs
 from torch import nn
 from torch.utils.data import DataLoader
 
-from dattri.model_util.checkpoint import (
-    cpu_state,
-    load_checkpoint,
-    nonfinite_names,
-    to_bytes,
-    atomic_write,
-)
+from .checkpoint import atomic_write, cpu_state, load_checkpoint, nonfinite_names, to_bytes
+from .fingerprint import function_name
 from .loader import LoaderRecipe
-from .parallel import DevicePool, check_n_jobs, chunks, run_tasks
-from dattri.model_util.plan import (
-    LdsPlan,
-    LooPlan,
-    Task,
+from .parallel import DevicePool, chunks, run_tasks
+from .plan import LdsPlan, LooPlan, Plan, Task
+from .retrain_dir import RetrainDir, find_missing, plan_metadata
+from .seeds import check_seed, seeded
+from dattri.model_util.validation import (
     check_int,
-    check_ratio,
+    check_n_jobs,
     check_partition,
+    check_ratio,
     check_shard,
-)
-from dattri.model_util.retrain_dir import (
-    MODULE,
-    RetrainDir,
     checked_path,
-    find_missing,
-    function_name,
-    plan_metadata,
-    plan_of,
-    start,
 )
-from .seeds import seeded
 
 # %% auto #0
-__all__ = ['RetrainError', 'TrainJob', 'retrain_loo', 'retrain_lds']
+__all__ = ['RetrainError', 'TrainsMany', 'trains_many', 'TrainJob', 'retrain_loo', 'retrain_lds']
 
 # %% ../../nbs/model_util/06_retrain.ipynb #a7dbd121
 class RetrainError(RuntimeError):
@@ -95,6 +81,25 @@ def _train(train_func: Callable, dataloader: DataLoader, seed: int, kwargs: dict
         )
     return model
 
+# %% ../../nbs/model_util/06_retrain.ipynb #8164315b
+@runtime_checkable
+class TrainsMany(Protocol):
+    """A training function that can also train several models as one; `EnsembleTrainer` is one."""
+
+    def group_size(self, *, device: Any = None) -> int:
+        """How many models to train as one, at most."""
+
+    def train_many(
+        self, dataset: Any, subsets: Sequence[Any], seeds: Sequence[int], *, shuffle: bool, batch_size: int | None,
+        drop_last: bool, collate_fn: Callable, **kwargs: Any,
+    ) -> Iterator[list[tuple[int, nn.Module]]]:
+        """Train a model on each subset; gives groups of pairs, the number of the subset and its model."""
+
+# %% ../../nbs/model_util/06_retrain.ipynb #c2d49931
+def trains_many(train_func: Any) -> bool:
+    """Whether the models of a unit are trained as one."""
+    return isinstance(train_func, TrainsMany)
+
 # %% ../../nbs/model_util/06_retrain.ipynb #1c7acfaf
 @dataclass(frozen=True)
 class TrainJob:
@@ -103,7 +108,6 @@ class TrainJob:
     train_func: Any
     kwargs: dict[str, Any]
     recipe: LoaderRecipe
-    plan: LooPlan | LdsPlan
     directory: RetrainDir
     pool: DevicePool | None = None
 
@@ -117,27 +121,25 @@ class TrainJob:
 
     def _train_and_save(self, unit: Sequence[Task], kwargs: dict[str, Any]) -> list[str]:
         """Train what is missing, and save it."""
-        wanted = {task for task in unit if not self.directory.is_done(task)}
-        if not wanted:
+        missing = {task for task in unit if not self.directory.is_done(task)}
+        if not missing:
             return []
-        for task in wanted:
-            self.directory.folder(task.group).mkdir(exist_ok=True)
-            if isinstance(self.plan, LdsPlan):
-                self.directory.write_indices(task.group, self.plan.positions(task))
-        train = self._train_group if hasattr(self.train_func, "train_many") else self._train_each
+        for task in missing:
+            self.directory.prepare(task)
+        train = self._train_group if trains_many(self.train_func) else self._train_each
         with torch.inference_mode(False), torch.enable_grad():  # whatever the caller is in
             trained = train(unit, kwargs)
-            return [message for task, model in trained if task in wanted for message in self._save(task, model)]
+            return [message for task, model in trained if task in missing for message in self._save(task, model)]
 
     def _train_each(self, unit: Sequence[Task], kwargs: dict[str, Any]) -> Iterator[tuple[Task, nn.Module]]:
         """Models of a plain training function, one after the other."""
         for task in unit:
-            dataloader = self.recipe.build(self.plan.positions(task), task.seed)
-            yield task, _train(self.train_func, dataloader, task.seed, kwargs, self.plan.name(task))
+            dataloader = self.recipe.build(self.directory.plan.positions(task), task.seed)
+            yield task, _train(self.train_func, dataloader, task.seed, kwargs, self.directory.plan.name(task))
 
     def _train_group(self, unit: Sequence[Task], kwargs: dict[str, Any]) -> Iterator[tuple[Task, nn.Module]]:
         """Models of a trainer, as they come out of `train_many`."""
-        subsets = [self.plan.positions(task) for task in unit]
+        subsets = [self.directory.plan.positions(task) for task in unit]
         for subset in subsets:
             self.recipe.check_batches(len(subset))
         options = {key: self.recipe.options[key] for key in ("batch_size", "drop_last", "collate_fn")}
@@ -145,32 +147,31 @@ class TrainJob:
             self.recipe.by_position(), subsets, [task.seed for task in unit], shuffle=self.recipe.shuffle, **options,
             **kwargs,
         )
-        with _named_errors(f"{self.plan.name(unit[0])} to {self.plan.name(unit[-1])}"):
+        with _named_errors(f"{self.directory.plan.name(unit[0])} to {self.directory.plan.name(unit[-1])}"):
             for group in groups:
                 for number, model in group:
                     yield unit[number], model
 
     def _save(self, task: Task, model: nn.Module) -> list[str]:
-        """Save one model."""
+        """Save one model; what the user should hear about."""
         state = cpu_state(model)
-        broken = nonfinite_names(state, model)
-        name = self.plan.name(task)
-        news = [f"{name} has NaN or infinity in {', '.join(broken)}: training diverged"] if broken else []
-        if isinstance(self.plan, LooPlan) and task.group == self.plan.indices[0]:
-            news += _save_module(self.directory.path / MODULE, model)
+        broken, plan = nonfinite_names(state, model), self.directory.plan
+        messages = [f"{plan.name(task)} has NaN or infinity in {', '.join(broken)}: training diverged"] if broken else []
+        if (module := plan.module_file(task)) is not None:
+            messages += _save_module(self.directory.path / module, model)
         atomic_write(self.directory.checkpoint(task.group, task.run), to_bytes(state))
-        return news
+        return messages
 
 # %% ../../nbs/model_util/06_retrain.ipynb #7ce421a9
 @contextmanager
 def _classes_by_name(model: nn.Module) -> Iterator[None]:
     """Let pickle find the classes of `model` under their own names, as it would in the user's process."""
     changed = []
-    for found in {type(module) for module in model.modules()}:
-        home = sys.modules.get(found.__module__)
-        if home is not None and "." not in found.__qualname__ and vars(home).get(found.__qualname__) is not found:
-            changed.append((home, found.__qualname__, vars(home).get(found.__qualname__)))
-            setattr(home, found.__qualname__, found)
+    for kind in {type(module) for module in model.modules()}:
+        home = sys.modules.get(kind.__module__)
+        if home is not None and "." not in kind.__qualname__ and vars(home).get(kind.__qualname__) is not kind:
+            changed.append((home, kind.__qualname__, vars(home).get(kind.__qualname__)))
+            setattr(home, kind.__qualname__, kind)
     try:
         yield
     finally:
@@ -237,7 +238,7 @@ def _run(job: TrainJob, tasks: Sequence[Task], n_jobs: int | None) -> None:
 
 def _units(job: TrainJob, tasks: Sequence[Task]) -> list[Sequence[Task]]:
     """Tasks one by one, or in groups for a trainer of many models; at least one for each device."""
-    if not hasattr(job.train_func, "train_many"):
+    if not trains_many(job.train_func):
         return chunks(tasks, 1)
     if job.pool is None:
         return chunks(tasks, job.train_func.group_size())
@@ -325,28 +326,45 @@ def retrain_loo(
     OSError
         If the disk is full or refuses a write. What was finished is kept.
     """
-    recipe = LoaderRecipe.of(dataloader)
-    _check_train_func(train_func)
-    removed = LooPlan.of(len(recipe), indices, 0).indices
-
-    def metadata_for(value: int) -> dict[str, Any]:
-        return plan_metadata(LooPlan(len(recipe), removed, value), recipe, train_func, kwargs)
-
-    check_n_jobs(n_jobs)
-    pool = _pool(devices, train_func, kwargs)
-    _check_keywords(retrain_loo, train_func, kwargs, pool)
-    recipe.check_batches(len(recipe) - 1)
+    length = len(LoaderRecipe.of(dataloader))
+    removed = LooPlan(length, indices, 0).indices
     part, num_parts = check_partition(partition)
     own = slice(part * len(removed) // num_parts, (part + 1) * len(removed) // num_parts)
-    directory = start(checked_path(path), metadata_for, seed, overwrite=overwrite, groups=removed[own])
-    plan = plan_of(directory.metadata)
-    _run(TrainJob(train_func, kwargs, recipe, plan, directory, pool), plan.tasks()[own], n_jobs)
+    _retrain(
+        retrain_loo, lambda value: LooPlan(length, removed, value), removed[own], train_func, dataloader, path, seed,
+        n_jobs=n_jobs, devices=devices, overwrite=overwrite, kwargs=kwargs,
+    )
 
 
-def _check_train_func(train_func: Any) -> None:
-    """`TypeError` unless it can be called."""
+def _retrain(
+    verb: Callable,
+    plan_for: Callable[[int], Plan],
+    groups: Sequence[int],
+    train_func: Any,
+    dataloader: DataLoader,
+    path: str | os.PathLike,
+    seed: int | None,
+    *,
+    n_jobs: int | None,
+    devices: Any,
+    overwrite: bool,
+    kwargs: dict[str, Any],
+) -> None:
+    """Check what both verbs take, then train what is missing of these groups of the plan for a seed."""
+    recipe = LoaderRecipe.of(dataloader)
     if not callable(train_func):
         raise TypeError(f"train_func: expected a function of a dataloader, got {type(train_func).__name__}")
+    check_n_jobs(n_jobs)
+    pool = _pool(devices, train_func, kwargs)
+    _check_keywords(verb, train_func, kwargs, pool)
+    recipe.check_batches(plan_for(check_seed(seed)).subset_size)
+    directory = RetrainDir.create_or_resume(
+        checked_path(path), lambda value: plan_metadata(plan_for(value), recipe, train_func, kwargs), seed,
+        overwrite=overwrite, groups=groups,
+    )
+    own = set(groups)
+    tasks = [task for task in directory.plan.tasks() if task.group in own]
+    _run(TrainJob(train_func, kwargs, recipe, directory, pool), tasks, n_jobs)
 
 
 _OWN = ("train_func", "dataloader", "path", "kwargs")  # parameters of the verbs that are no options
@@ -354,13 +372,14 @@ _OWN = ("train_func", "dataloader", "path", "kwargs")  # parameters of the verbs
 
 def _check_keywords(verb: Callable, train_func: Any, kwargs: dict[str, Any], pool: DevicePool | None) -> None:
     """`TypeError` if the training function does not take these keywords, or needs others; before anything is written."""
-    many = hasattr(train_func, "train_many")
+    many = trains_many(train_func)
     given, passed = (3, ("shuffle", "batch_size", "drop_last", "collate_fn")) if many else (1, ())
     try:
         signature = inspect.signature(train_func.train_many if many else train_func)
     except (TypeError, ValueError):  # a built-in function does not say what it takes
         return
-    extra = [name for name, there in (("seed", not many), ("device", pool is not None)) if there and _takes(train_func, name)]
+    extra = [name for name, passed_on in (("seed", not many), ("device", pool is not None))
+             if passed_on and _takes(train_func, name)]
     keywords = dict.fromkeys([*kwargs, *passed, *extra])
     try:
         signature.bind(*[None] * given, **keywords)
@@ -470,20 +489,10 @@ def retrain_lds(
     OSError
         If the disk is full or refuses a write. What was finished is kept.
     """
-    recipe = LoaderRecipe.of(dataloader)
-    _check_train_func(train_func)
+    length = len(LoaderRecipe.of(dataloader))
     total, stop = check_shard(num_subsets, start_id, total_num_subsets)
-
-    def metadata_for(value: int) -> dict[str, Any]:
-        runs = check_int("num_runs_per_subset", num_runs_per_subset, 1)
-        plan = LdsPlan(len(recipe), total, check_ratio(subset_ratio), runs, value)
-        recipe.check_batches(plan.subset_size)
-        return plan_metadata(plan, recipe, train_func, kwargs)
-
-    check_n_jobs(n_jobs)
-    pool = _pool(devices, train_func, kwargs)
-    _check_keywords(retrain_lds, train_func, kwargs, pool)
-    directory = start(checked_path(path), metadata_for, seed, overwrite=overwrite, groups=range(start_id, stop))
-    plan = plan_of(directory.metadata)
-    tasks = [task for task in plan.tasks() if start_id <= task.group < stop]
-    _run(TrainJob(train_func, kwargs, recipe, plan, directory, pool), tasks, n_jobs)
+    ratio, runs = check_ratio(subset_ratio), check_int("num_runs_per_subset", num_runs_per_subset, 1)
+    _retrain(
+        retrain_lds, lambda value: LdsPlan(length, total, ratio, runs, value), range(start_id, stop), train_func, dataloader,
+        path, seed, n_jobs=n_jobs, devices=devices, overwrite=overwrite, kwargs=kwargs,
+    )

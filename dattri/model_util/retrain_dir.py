@@ -5,13 +5,12 @@
 # %% ../../nbs/model_util/04_retrain_dir.ipynb #cba5bd33
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import product
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -19,114 +18,48 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from torch.utils.data import TensorDataset
 
 from .. import __version__
-from .checkpoint import has_zip_directory, sweep, atomic_write
+from .checkpoint import atomic_write, has_zip_directory, sweep
+from .fingerprint import describe, function_arguments, function_name, samples_digest
 from .loader import LoaderRecipe
-from .plan import LdsPlan, LooPlan, Task
+from .plan import PLANS, Plan, Task, plan_of
 from .seeds import check_seed
+from .validation import checked_home, checked_path
 
 # %% auto #0
-__all__ = ['FORMAT', 'MODULE', 'describe', 'function_name', 'function_arguments', 'plan_metadata', 'samples_digest', 'plan_of',
-           'read_metadata', 'checked_path', 'checked_home', 'resolve_inside', 'RetrainDir', 'compare_plans', 'start',
-           'find_missing', 'require_complete']
+__all__ = ['FORMAT', 'plan_metadata', 'read_metadata', 'resolve_inside', 'RetrainDir', 'compare_plans', 'find_missing',
+           'require_complete']
 
 # %% ../../nbs/model_util/04_retrain_dir.ipynb #29d5ab46
 FORMAT = 1
-MODULE = "model.pt"
 _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-_MAP = {"loo": "map_index_dir", "lds": "subset_dir_map"}
-
-# %% ../../nbs/model_util/04_retrain_dir.ipynb #6e01f71c
-def describe(value: Any) -> str:
-    """Text for an argument that is the same in every process."""
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{describe(key)}: {describe(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, (set, frozenset)):
-        return "{" + ", ".join(sorted(map(describe, value))) + "}"
-    if type(value) in (list, tuple):
-        return _shortened("[" + ", ".join(map(describe, value)) + "]")
-    if isinstance(value, (torch.Tensor, np.ndarray)):
-        tensor = torch.as_tensor(value).detach().cpu()
-        digest = hashlib.sha256(_raw(tensor)).hexdigest()[:16]
-        return f"{type(value).__name__} {tuple(tensor.shape)} {value.dtype} (sha256 {digest})"
-    return _shortened(re.sub(r" at 0x[0-9a-f]+", "", repr(value)))
-
-
-def _shortened(text: str) -> str:
-    """A long text as its beginning and a digest."""
-    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return text if len(text) <= 200 else f"{text[:160]}... (sha256 {digest})"
-
-# %% ../../nbs/model_util/04_retrain_dir.ipynb #d60f365a
-def function_name(function: Any) -> str:
-    """Name of a function, or of the class of a callable object; for partials, that of what they wrap."""
-    while isinstance(function, partial):
-        function = function.func
-    return getattr(function, "__name__", type(function).__name__)
-
-# %% ../../nbs/model_util/04_retrain_dir.ipynb #5029dc9d
-def function_arguments(function: Any) -> dict[str, Any]:
-    """Arguments that a training function carries with it: those of partials, and of objects that name theirs."""
-    if isinstance(function, partial):
-        given = {f"argument {number}": value for number, value in enumerate(function.args)}
-        return {**function_arguments(function.func), **given, **function.keywords}
-    return function.plan_arguments() if hasattr(function, "plan_arguments") else {}
 
 # %% ../../nbs/model_util/04_retrain_dir.ipynb #377163bf
-def plan_metadata(
-    plan: LooPlan | LdsPlan, recipe: LoaderRecipe, train_func: Any, train_kwargs: Mapping[str, Any]
-) -> dict[str, Any]:
+def plan_metadata(plan: Plan, recipe: LoaderRecipe, train_func: Any, train_kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Content of `metadata.yml` for a plan."""
-    options = recipe.options
     arguments = {**function_arguments(train_func), **train_kwargs}
-    common = {
+    return {
+        "mode": plan.mode,
+        "data_length": plan.data_length,
+        "train_func": function_name(train_func),
+        **plan.record(),
         "format": FORMAT,
-        "seed": plan.seed,
         "samples": samples_digest(recipe),
-        "batch_size": options["batch_size"],
+        "batch_size": recipe.options["batch_size"],
         "shuffle": recipe.shuffle,
-        "drop_last": options["drop_last"],
+        "drop_last": recipe.options["drop_last"],
         "train_kwargs": {key: describe(arguments[key]) for key in sorted(arguments) if key != "device"},
         "dattri": __version__,
         "numpy": np.__version__,
         "torch": str(torch.__version__),
+        plan.folders_key: _folders(plan),
     }
-    head = {"mode": plan.mode, "data_length": plan.data_length, "train_func": function_name(train_func)}
-    if isinstance(plan, LooPlan):
-        return {**head, "indices": list(plan.indices), **common, "map_index_dir": _standard_map(plan)}
-    sizes = {key: getattr(plan, key) for key in ("num_subsets", "subset_ratio", "num_runs_per_subset")}
-    return {**head, **sizes, **common, "subset_dir_map": _standard_map(plan)}
-
-# %% ../../nbs/model_util/04_retrain_dir.ipynb #68b5da6e
-def samples_digest(recipe: LoaderRecipe) -> str:
-    """Digest of which samples a run is about, and, where they lie in tensors, of the samples themselves."""
-    digest = hashlib.sha256(recipe.sample_indices.astype("<i8").tobytes())
-    if isinstance(recipe.dataset, TensorDataset):
-        for tensor in recipe.dataset.tensors:
-            digest.update(_raw(tensor.detach().cpu()))
-    return digest.hexdigest()
 
 
-def _raw(tensor: torch.Tensor) -> memoryview:
-    """The bytes of a tensor on the CPU."""
-    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
-
-
-def _standard_map(plan: LooPlan | LdsPlan) -> dict[int, str]:
+def _folders(plan: Plan) -> dict[int, str]:
     """Folder of each group, relative to the directory."""
-    if isinstance(plan, LooPlan):
-        return {index: f"./index_{index}" for index in plan.indices}
-    return {subset: f"./{subset}" for subset in range(plan.num_subsets)}
-
-# %% ../../nbs/model_util/04_retrain_dir.ipynb #1d40f654
-def plan_of(metadata: Mapping[str, Any]) -> LooPlan | LdsPlan:
-    """The plan a `metadata.yml` of this format describes."""
-    if metadata["mode"] == "loo":
-        return LooPlan.of(metadata["data_length"], metadata["indices"], metadata["seed"])
-    keys = ("data_length", "num_subsets", "subset_ratio", "num_runs_per_subset", "seed")
-    return LdsPlan(*(metadata[key] for key in keys))
+    return {group: f"./{plan.folder(Task(group, 0, 0))}" for group in plan.groups}
 
 # %% ../../nbs/model_util/04_retrain_dir.ipynb #65f92efd
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
@@ -171,7 +104,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
         metadata = yaml.load(file.read_bytes(), _Loader)  # noqa: S506  (a safe loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise _unreadable(file, f"it is not plain YAML: {error}") from error
-    if not isinstance(metadata, dict) or metadata.get("mode") not in _MAP:
+    if not isinstance(metadata, dict) or metadata.get("mode") not in PLANS:
         raise _unreadable(file, "it is cut off or was not written by retrain_loo or retrain_lds")
     if "format" in metadata:
         _check_format(file, metadata)
@@ -190,12 +123,13 @@ def _unreadable(file: Path, reason: str) -> ValueError:
 
 def _check_older(file: Path, metadata: dict[str, Any]) -> None:
     """`ValueError` unless the file of an older tool says which folder holds what."""
-    folders = metadata.get(_MAP[metadata["mode"]])
+    key = PLANS[metadata["mode"]].folders_key
+    folders = metadata.get(key)
     if not isinstance(folders, dict) or not folders:
-        raise _unreadable(file, f"`{_MAP[metadata['mode']]}` is missing, empty or cut off")
-    if not all(isinstance(key, int) and isinstance(folder, str) for key, folder in folders.items()):
-        raise _unreadable(file, f"`{_MAP[metadata['mode']]}` must map numbers to folders")
-    if metadata["mode"] == "lds" and not isinstance(metadata.setdefault("num_runs_per_subset", 1), int):
+        raise _unreadable(file, f"`{key}` is missing, empty or cut off")
+    if not all(isinstance(group, int) and isinstance(folder, str) for group, folder in folders.items()):
+        raise _unreadable(file, f"`{key}` must map numbers to folders")
+    if not isinstance(metadata.get("num_runs_per_subset", 1), int):
         raise _unreadable(file, "`num_runs_per_subset` must be a number")
     for folder in folders.values():
         resolve_inside(file.parent, folder)
@@ -212,29 +146,14 @@ def _check_format(file: Path, metadata: dict[str, Any]) -> None:
         )
     try:
         check_seed(metadata["seed"])
-        expected = _standard_map(plan_of(metadata))
+        plan = plan_of(metadata)
     except (KeyError, TypeError, ValueError) as error:
         raise _unreadable(file, f"it is cut off or was edited ({type(error).__name__}: {error})") from error
-    folders = metadata.get(_MAP[metadata["mode"]])
-    if folders != expected:
+    folders = metadata.get(plan.folders_key)
+    if folders != _folders(plan):
         for folder in folders.values() if isinstance(folders, dict) else []:
             resolve_inside(file.parent, folder)
-        raise _unreadable(file, f"`{_MAP[metadata['mode']]}` is cut off or was edited")
-
-# %% ../../nbs/model_util/04_retrain_dir.ipynb #108c955a
-def checked_path(path: str | os.PathLike, name: str = "path") -> Path:
-    """Absolute path of the directory: workers may have another working directory."""
-    if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
-        raise ValueError(f"{name}: expected the name of a directory, got {path!r}")
-    return Path(path).expanduser().absolute()
-
-# %% ../../nbs/model_util/04_retrain_dir.ipynb #fa957192
-def checked_home(path: str | os.PathLike, name: str = "path") -> Path:
-    """The same for a directory that may be new; `NotADirectoryError` naming the argument if it is a file."""
-    home = checked_path(path, name)
-    if home.exists() and not home.is_dir():
-        raise NotADirectoryError(f"{name}: {home} is a file; expected a directory, new or of an earlier call")
-    return home
+        raise _unreadable(file, f"`{plan.folders_key}` is cut off or was edited")
 
 # %% ../../nbs/model_util/04_retrain_dir.ipynb #42fc1fb1
 def resolve_inside(path: Path, folder: Any) -> Path:
@@ -277,47 +196,104 @@ class RetrainDir:
             )
         return cls(checked_path(path), metadata)
 
+    @classmethod
+    def create_or_resume(
+        cls,
+        path: Path,
+        metadata_for: Callable[[int], dict[str, Any]],
+        seed: int | None,
+        *,
+        overwrite: bool = False,
+        groups: Iterable[int] | None = None,
+    ) -> RetrainDir:
+        """Write the plan into `path`, or check that the plan there is the same.
+
+        Parameters
+        ----------
+        path : pathlib.Path
+            The directory, made if it is missing.
+        metadata_for : callable
+            From a seed to the content of `metadata.yml`.
+        seed : int or None
+            The user's seed; None takes the recorded one, or a fresh one where nothing is recorded.
+        overwrite : bool
+            Remove the models of `groups` if the plan is the same, and everything that belongs to the old plan otherwise.
+        groups : iterable of int, optional
+            The groups of this call. Default: all of the plan.
+
+        Returns
+        -------
+        RetrainDir
+            The directory, its plan written.
+        """
+        metadata = metadata_for(check_seed(seed))
+        if overwrite:
+            metadata = _discard(path, metadata, metadata_for if seed is None else None, groups)
+        while True:
+            existing = _read_existing(path, metadata["mode"])
+            if existing is not None:
+                same_seed = seed is None and "seed" in existing
+                compare_plans(path, existing, metadata_for(existing["seed"]) if same_seed else metadata)
+                return cls(path, existing)
+            path.mkdir(parents=True, exist_ok=True)
+            content = yaml.dump(metadata, Dumper=_DUMPER, sort_keys=False)
+            try:
+                atomic_write(path / "metadata.yml", content.encode(), replace=False)
+            except FileExistsError:
+                continue  # another process was first: agree with its plan
+
     @property
-    def mode(self) -> str:
-        """Either "loo" or "lds"."""
-        return self.metadata["mode"]
+    def kind(self) -> type[Plan]:
+        """Class of the plan, which names the files."""
+        return PLANS[self.metadata["mode"]]
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The plan; directories of other tools do not record enough to have one."""
+        return plan_of(self.metadata)
 
     @property
     def groups(self) -> list[int]:
         """Removed positions or subset numbers, ascending."""
-        return sorted(self.metadata[_MAP[self.mode]])
+        return sorted(self.metadata[self.kind.folders_key])
 
     @property
     def num_runs(self) -> int:
         """Number of models per group."""
-        return self.metadata["num_runs_per_subset"] if self.mode == "lds" else 1
+        return self.metadata.get("num_runs_per_subset", 1)
 
     def folder(self, group: int) -> Path:
         """Folder of a group."""
         if "format" in self.metadata:  # checked to hold the standard names
-            return self.path / self.metadata[_MAP[self.mode]][group][2:]
-        return resolve_inside(self.path, self.metadata[_MAP[self.mode]][group])
+            return self.path / self.kind.folder(Task(group, 0, 0))
+        return resolve_inside(self.path, self.metadata[self.kind.folders_key][group])
 
     def checkpoint(self, group: int, run: int = 0) -> Path:
         """Checkpoint of a model."""
-        return self.folder(group) / (f"model_weights_{run}.pt" if self.mode == "lds" else "model_weights.pt")
+        return self.folder(group) / Path(self.kind.checkpoint(Task(group, run, 0))).name
 
     def indices_file(self, group: int) -> Path:
         """File with the training positions of a subset."""
         return self.folder(group) / "indices.txt"
 
     def is_done(self, task: Task) -> bool:
-        """Whether the model of a task is there and not cut off, with the positions it was trained on."""
-        if not has_zip_directory(self.checkpoint(task.group, task.run)):
-            return False
-        if self.mode == "lds":
-            return self.indices_file(task.group).exists()
-        return task.group != self.metadata["indices"][0] or has_zip_directory(self.path / MODULE)  # written by the first
+        """Whether the model of a task exists and is not cut off, with what is written together with it."""
+        checkpoint, indices = self.path / self.plan.checkpoint(task), self.plan.indices_file(task)
+        module = self.plan.module_file(task)
+        return (
+            has_zip_directory(checkpoint)
+            and (indices is None or (self.path / indices).exists())
+            and (module is None or has_zip_directory(self.path / module))
+        )
 
-    def write_indices(self, group: int, positions: np.ndarray) -> None:
-        """Write the training positions of a subset, or check that those already there are the same."""
-        file = self.indices_file(group)
-        content = ("\n".join(map(str, positions.tolist())) + "\n").encode()
+    def prepare(self, task: Task) -> None:
+        """Make the folder of a task, with its training positions, or check that those already there are the same."""
+        self.folder(task.group).mkdir(exist_ok=True)
+        name = self.plan.indices_file(task)
+        if name is None:
+            return
+        file = self.path / name
+        content = ("\n".join(map(str, self.plan.positions(task).tolist())) + "\n").encode()
         if not file.exists():
             atomic_write(file, content)
         elif file.read_bytes() != content:
@@ -337,7 +313,7 @@ class RetrainDir:
         if (positions != numbers).any() or (positions < 0).any() or (positions >= length).any():
             raise ValueError(f"{file} is damaged: expected positions below {length}, one per line")
         same_numpy = self.metadata.get("numpy") == np.__version__  # draws the same subsets again
-        if same_numpy and not np.array_equal(positions, plan_of(self.metadata).positions(Task(group, 0, 0))):
+        if same_numpy and not np.array_equal(positions, self.plan.positions(Task(group, 0, 0))):
             raise ValueError(f"{file} was edited or is cut off. Delete the folder {file.parent} and retrain the subset.")
         return positions
 
@@ -346,27 +322,27 @@ _NOT_COMPARED = ("dattri", "numpy", "torch", "subset_dir_map", "map_index_dir")
 _RENAMED = {"SequenceTrainer": "SingleModelTrainer"}  # what directories of earlier versions call a class of ours
 
 
-def _differences(name: str, found: Any, wanted: Any) -> list[str]:
+def _differences(name: str, recorded: Any, expected: Any) -> list[str]:
     """Values that differ, each with the keys that lead to it."""
-    if not (isinstance(found, Mapping) and isinstance(wanted, Mapping)):
-        return [] if found == wanted else [f"{name}: {found!r} there, {wanted!r} in this call"]
-    keys = wanted if name == "" else sorted({*found, *wanted}, key=str)
+    if not (isinstance(recorded, Mapping) and isinstance(expected, Mapping)):
+        return [] if recorded == expected else [f"{name}: {recorded!r} there, {expected!r} in this call"]
+    keys = expected if name == "" else sorted({*recorded, *expected}, key=str)
     lead = f"{name}." if name else ""
-    return [line for key in keys for line in _differences(f"{lead}{key}", found.get(key), wanted.get(key))]
+    return [line for key in keys for line in _differences(f"{lead}{key}", recorded.get(key), expected.get(key))]
 
 
-def compare_plans(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def compare_plans(path: Path, recorded: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     """`ValueError` naming each field in which the directory at `path` differs from the present call."""
-    if "format" not in found:
+    if "format" not in recorded:
         raise ValueError(
             f"{path} already holds models of another tool, which did not record enough to continue them. Use another path; "
             "calculate_loo_ground_truth and calculate_lds_ground_truth read these."
         )
-    found = {**found, "train_func": _RENAMED.get(found["train_func"], found["train_func"])}
-    if found["mode"] != wanted["mode"]:
-        listed = f"mode: {found['mode']!r} there, {wanted['mode']!r} in this call"
+    recorded = {**recorded, "train_func": _RENAMED.get(recorded["train_func"], recorded["train_func"])}
+    if recorded["mode"] != expected["mode"]:
+        listed = f"mode: {recorded['mode']!r} there, {expected['mode']!r} in this call"
     else:
-        listed = "; ".join(_differences("", found, {k: v for k, v in wanted.items() if k not in _NOT_COMPARED}))
+        listed = "; ".join(_differences("", recorded, {k: v for k, v in expected.items() if k not in _NOT_COMPARED}))
     if listed:
         raise ValueError(
             f"{path} already holds models of a different run. {listed}. "
@@ -379,88 +355,47 @@ def _read_existing(path: Path, mode: str) -> dict[str, Any] | None:
     checked_home(path)
     if (path / "metadata.yml").exists():
         return read_metadata(path)
-    module = mode == "loo" and (path / MODULE).exists()
-    if path.is_dir() and (module or any(any(folder.glob("model_weights*.pt")) for folder in _group_folders(path))):
+    module = PLANS[mode].module
+    has_module = module is not None and (path / module).exists()
+    if path.is_dir() and (has_module or any(any(folder.glob("model_weights*.pt")) for folder in _group_folders(path))):
         raise ValueError(
-            f"{path} holds {MODULE if module else 'models'} but no metadata.yml, so nobody can say what they were trained on. Restore the file, "
-            "or use another path."
+            f"{path} holds {module if has_module else 'models'} but no metadata.yml, so nobody can say what they were "
+            "trained on. Restore the file, or use another path."
         )
     return None
 
 
 def _group_folders(path: Path) -> list[Path]:
     """Folders in `path` that are named like those of this format."""
-    return [entry for entry in path.iterdir() if re.fullmatch(r"(index_)?\d+", entry.name) and entry.is_dir()]
-
-# %% ../../nbs/model_util/04_retrain_dir.ipynb #0d0ae118
-def start(
-    path: Path,
-    metadata_for: Callable[[int], dict[str, Any]],
-    seed: int | None,
-    *,
-    overwrite: bool = False,
-    groups: Iterable[int] | None = None,
-) -> RetrainDir:
-    """Write the plan into `path`, or check that the plan there is the same.
-
-    Parameters
-    ----------
-    path : pathlib.Path
-        The directory, made if it is missing.
-    metadata_for : callable
-        From a seed to the content of `metadata.yml`.
-    seed : int or None
-        The user's seed; None takes the recorded one, or a fresh one where nothing is recorded.
-    overwrite : bool
-        Remove the models of `groups` if the plan is the same, and everything that belongs to the old plan otherwise.
-    groups : iterable of int, optional
-        The groups of this call. Default: all of the plan.
-
-    Returns
-    -------
-    RetrainDir
-        The directory, its plan written.
-    """
-    wanted = metadata_for(check_seed(seed))
-    if overwrite:
-        wanted = _discard(path, wanted, metadata_for if seed is None else None, groups)
-    while True:
-        found = _read_existing(path, wanted["mode"])
-        if found is not None:
-            same_seed = seed is None and "seed" in found
-            compare_plans(path, found, metadata_for(found["seed"]) if same_seed else wanted)
-            return RetrainDir(path, found)
-        path.mkdir(parents=True, exist_ok=True)
-        content = yaml.dump(wanted, Dumper=_DUMPER, sort_keys=False)
-        try:
-            atomic_write(path / "metadata.yml", content.encode(), replace=False)
-        except FileExistsError:
-            continue  # another process was first: agree with its plan
+    pattern = "|".join(kind.folder_pattern for kind in PLANS.values())
+    return [entry for entry in path.iterdir() if re.fullmatch(pattern, entry.name) and entry.is_dir()]
 
 # %% ../../nbs/model_util/04_retrain_dir.ipynb #449df4b4
 def _discard(
-    path: Path, wanted: dict[str, Any], reseeded: Callable[[int], dict[str, Any]] | None, groups: Iterable[int] | None
+    path: Path, metadata: dict[str, Any], reseeded: Callable[[int], dict[str, Any]] | None, groups: Iterable[int] | None
 ) -> dict[str, Any]:
     """Remove what `overwrite=True` replaces; the plan to go on with, `reseeded` if the one there differs in its seed."""
     folders: list[Path] = []
     try:
-        found = _read_existing(path, wanted["mode"])
-        if found is not None:
-            wanted = reseeded(found["seed"]) if reseeded and "seed" in found else wanted
-            compare_plans(path, found, wanted)
-            all_groups = wanted[_MAP[wanted["mode"]]]
-            folders = [RetrainDir(path, found).folder(group) for group in (all_groups if groups is None else groups)]
+        existing = _read_existing(path, metadata["mode"])
+        if existing is not None:
+            metadata = reseeded(existing["seed"]) if reseeded and "seed" in existing else metadata
+            compare_plans(path, existing, metadata)
+            directory = RetrainDir(path, existing)
+            folders = [directory.folder(group) for group in (directory.groups if groups is None else groups)]
     except ValueError:  # no plan, a damaged one, or another one: everything of it goes
         (path / "metadata.yml").unlink(missing_ok=True)
         folders = _group_folders(path)
-        if wanted["mode"] == "loo" or any(folder.name.startswith("index_") for folder in folders):
-            (path / MODULE).unlink(missing_ok=True)
+        for kind in PLANS.values():
+            ours = kind.mode == metadata["mode"] or any(re.fullmatch(kind.folder_pattern, place.name) for place in folders)
+            if kind.module is not None and ours:
+                (path / kind.module).unlink(missing_ok=True)
     for folder in folders:
         for file in [*folder.glob("model_weights*.pt"), folder / "indices.txt"]:
             file.unlink(missing_ok=True)
         with suppress(OSError):  # not empty: the rest is not ours
             folder.rmdir()
-    return wanted
+    return metadata
 
 # %% ../../nbs/model_util/04_retrain_dir.ipynb #c126fcb0
 def find_missing(directory: RetrainDir, tasks: Sequence[Task]) -> tuple[list[Task], list[Path]]:
@@ -479,7 +414,7 @@ def require_complete(directory: RetrainDir) -> None:
     """`FileNotFoundError` naming the missing models and the call that trains them, if there are any."""
     runs = range(directory.num_runs)
     files = [directory.checkpoint(group, run) for group in directory.groups for run in runs]
-    if directory.mode == "lds":
+    if directory.kind.indices_file(Task(0, 0, 0)) is not None:
         files += [directory.indices_file(group) for group in directory.groups]
     missing = [file for file in files if not file.exists()]
     if missing:
@@ -493,11 +428,10 @@ def require_complete(directory: RetrainDir) -> None:
 
 def _call(directory: RetrainDir) -> str:
     """The call that wrote a directory, as a user would type it."""
-    keys = {"lds": ("num_subsets", "subset_ratio", "num_runs_per_subset", "seed"), "loo": ("indices", "seed")}
-    given = {key: directory.metadata[key] for key in keys[directory.mode] if key in directory.metadata}
-    if given.get("indices") == list(range(directory.metadata["data_length"])):
-        del given["indices"]
-    arguments = "".join(f", {key}={value!r}" for key, value in given.items())
-    function = directory.metadata.get("train_func", "train_func")
-    kwargs = "".join(f", {key}={value}" for key, value in directory.metadata.get("train_kwargs", {}).items())
-    return f"retrain_{directory.mode}({function}, dataloader, {str(directory.path)!r}{arguments}{kwargs})"
+    options = directory.plan.record()
+    if options.get("indices") == list(range(directory.plan.data_length)):
+        del options["indices"]
+    arguments = "".join(f", {name}={value!r}" for name, value in options.items())
+    kwargs = "".join(f", {name}={value}" for name, value in directory.metadata["train_kwargs"].items())
+    function, path = directory.metadata["train_func"], str(directory.path)
+    return f"retrain_{directory.kind.mode}({function}, dataloader, {path!r}{arguments}{kwargs})"

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from .parallel import chunks
-from .plan import check_int
+from .validation import check_int
 from .seeds import seeded
 
 # %% auto #0
