@@ -86,6 +86,22 @@ def one_thread():
 
 
 @pytest.fixture
+def with_threads():
+    """Calls a function with a number of torch threads."""
+    before = torch.get_num_threads()
+
+    def call(count, function):
+        torch.set_num_threads(count)
+        try:
+            return function()
+        finally:
+            assert torch.get_num_threads() == count
+            torch.set_num_threads(before)
+
+    return call
+
+
+@pytest.fixture
 def hub(monkeypatch, tmp_path):
     """A hub on this machine that `huggingface_hub` and transformers use for one test, here and in child processes."""
     with LocalHub() as running:

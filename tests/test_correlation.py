@@ -66,6 +66,93 @@ KINDS = {
 }
 
 
+def assert_as_scipy(result, ours, theirs, statistic):
+    """Every column, statistic and p-value."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pairs = zip(ours.double().T, theirs.double().T, strict=True)
+        expected = [tuple(statistic(left.numpy(), right.numpy())) for left, right in pairs]
+    np.testing.assert_allclose(torch.stack(result, 1), expected, atol=1e-6)
+
+
+def some(draw, *shape, ties):
+    values = torch.randn(*shape, generator=draw)
+    return (values * 2).round() if ties else values
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("num_models", "num_test", "ties"), [(20, 5, False), (20, 5, True), (7, 1, True), (3, 4, False), (50, 3, True)]
+)
+def test_as_scipy(dtype, num_models, num_test, ties):
+    draw = generator(1)
+    score = some(draw, NUM_TRAIN, num_test, ties=ties).to(dtype)
+    subsets, targets = halves(2, num_subsets=num_models), some(draw, num_models, num_test, ties=ties)
+    removed = torch.randperm(NUM_TRAIN, generator=draw)[:num_models]
+    before = score.clone(), targets.clone(), subsets.clone(), removed.clone()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ranked, linear = lds(score, (targets, subsets)), loo_corr(score, (targets, removed))
+    assert_as_scipy(ranked, score.double()[subsets].sum(1), targets, scipy.stats.spearmanr)
+    assert_as_scipy(linear, score[removed], targets, scipy.stats.pearsonr)
+    assert ranked.correlation.dtype == linear.pvalue.dtype == torch.promote_types(dtype, torch.float32)
+    assert all(map(torch.equal, before, (score, targets, subsets, removed)))
+
+
+def test_two_models_and_one():
+    score, targets, pair = torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [3.0]]), torch.tensor([0, 1])
+    with pytest.warns(UserWarning, match="at least 3 subsets"):
+        two = lds(score, (targets, pair[:, None]))
+    assert two.correlation.item() == 1
+    assert two.pvalue.isnan().all()
+    assert_as_scipy(loo_corr(score, (targets, pair)), score, targets, scipy.stats.pearsonr)
+    for metric, one in [(lds, torch.tensor([[0]])), (loo_corr, torch.tensor([0]))]:
+        with pytest.warns(UserWarning, match="fewer than 2") as caught:
+            single = metric(torch.ones(2, 1), (torch.ones(1, 1), one))
+        assert len(caught) == 1
+        assert torch.stack(single).isnan().all()
+
+
+@pytest.mark.parametrize(("shift", "dtype"), [(1e4, torch.float32), (1e8, torch.float64), (1e12, torch.float64)])
+def test_large_means_are_no_harm(shift, dtype):
+    values = torch.randn(500, 3, generator=generator(1), dtype=torch.float64)
+    x, y = (values + shift).to(dtype), (values.roll(1, 0) + 0.3 * values - shift).to(dtype)
+    assert_as_scipy(loo_corr(x, (y, torch.arange(500))), x, y, scipy.stats.pearsonr)
+
+
+def test_extreme_sizes_are_no_harm():
+    values = torch.randn(500, 3, generator=generator(1), dtype=torch.float64)
+    x, y = values * torch.tensor([1e-160, 1.0, 1e150], dtype=torch.float64), values.roll(1, 0) + values
+    assert_as_scipy(loo_corr(x, (y, torch.arange(500))), x, y, scipy.stats.pearsonr)
+
+
+SCORE = torch.tensor([[4.0, 0.0], [2.0, 1.0], [1.0, 2.0], [0.0, 5.0]])
+TARGETS, PAIRS = torch.tensor([[-0.1, -0.9], [-0.4, -0.2], [-0.8, -0.5]]), torch.tensor([[0, 1], [1, 2], [2, 3]])
+NAN = torch.tensor([[0.0, 0.0], [torch.nan, 0.0], [0.0, 0.0], [0.0, 0.0]])
+WRONG = {
+    "transposed": (lds, SCORE.T, (TARGETS, PAIRS), "transposed"),
+    "more columns": (lds, torch.zeros(4, 3), (TARGETS, PAIRS), "one column per test"),
+    "fewer rows": (lds, SCORE[:3], (TARGETS, PAIRS), "3 rows"),
+    "a vector": (lds, SCORE[:, 0], (TARGETS, PAIRS), "real matrix"),
+    "no pair": (lds, SCORE, TARGETS, "pair"),
+    "positions instead of subsets": (lds, SCORE, (TARGETS, PAIRS[:, 0]), "expected subsets as positions"),
+    "fewer targets": (lds, SCORE, (TARGETS[:2], PAIRS), "one subset for each row"),
+    "nan in scores": (lds, SCORE + NAN, (TARGETS, PAIRS), "score: NaN.*train sample 1, test sample 0"),
+    "nan in targets": (lds, SCORE, (TARGETS + NAN[:3], PAIRS), "ground_truth: NaN.*subset 1, test sample 0"),
+    "subsets instead of positions": (loo_corr, SCORE, (TARGETS, PAIRS), "expected targets of shape"),
+    "a mask": (loo_corr, SCORE, (TARGETS, torch.tensor([True, False, True])), "mask"),
+    "fractions": (loo_corr, SCORE, (TARGETS, torch.tensor([0.5, 1, 2])), "whole numbers"),
+    "infinity": (loo_corr, SCORE / 0, (TARGETS, torch.tensor([1, 0, 3])), "score: NaN or infinity"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_input_is_named(name):
+    metric, score, truth, message = WRONG[name]
+    with pytest.raises(ValueError, match=message):
+        metric(score, truth)
+
+
 def exact_lds(score, targets, subsets):
     """Sums by `math.fsum`, or of integers without bound, correlated by scipy column by column."""
     correlations = []

@@ -89,22 +89,6 @@ def work(request, monkeypatch):
     return request.param
 
 
-@pytest.fixture
-def with_threads():
-    """Calls a function with a number of torch threads."""
-    before = torch.get_num_threads()
-
-    def call(count, function):
-        torch.set_num_threads(count)
-        try:
-            return function()
-        finally:
-            assert torch.get_num_threads() == count
-            torch.set_num_threads(before)
-
-    return call
-
-
 def trainer_of(model_fn, **options):
     settings = {"optimizer": partial(torch.optim.SGD, lr=0.05, momentum=0.9), "num_epochs": 2, "batch_size": 8}
     return EnsembleTrainer(model_fn, cross_entropy, **{**settings, **options})

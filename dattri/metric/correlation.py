@@ -12,11 +12,11 @@ import numpy as np
 import scipy.special
 import torch
 
-from .blocks import check_finite, column_blocks, device_of, read_rows, row_blocks
 from .inputs import as_real_tensor
+from .scores import Block, Scores
 from .subsets import Subsets, members_of, read_subsets, whole_numbers
 from .sums import exact_sums, plain_sums, uncertain_columns
-from ..model_util.threads import map_blocks, single_thread
+from ..model_util.threads import map_blocks, row_blocks, single_thread
 
 # %% auto #0
 __all__ = ['Correlation', 'lds', 'loo_corr']
@@ -184,26 +184,26 @@ class RankedPair(NamedTuple):
 def ranked_pair(score: Any, ground_truth: Any) -> RankedPair:
     """What the scores say about the subsets of each test sample, and what retraining said; on the score's device."""
     targets, subsets = _subsets_of(ground_truth)
-    check_finite("ground_truth", targets, ("subset", "test sample"))
+    Block(targets, name="ground_truth", row="subset").check_finite()
     predicted, dtype, members = [], torch.float32, None
-    for columns, block in column_blocks(score, targets.shape[1], subsets.low, subsets.high):
+    for block in Scores(score).blocks(targets.shape[1], subsets.low, subsets.high):
         if members is None:
-            members = members_of(subsets, block.shape[0], device_of(block))
-        predicted.append(_predicted_ranks(members, block, columns.start))
-        dtype = torch.promote_types(dtype, read_rows(block, slice(0, 1)).dtype)
+            members = members_of(subsets, block.shape[0], block.device)
+        predicted.append(_predicted_ranks(members, block))
+        dtype = torch.promote_types(dtype, block.result_dtype)
     places = torch.cat(predicted)
     return RankedPair(places, ranks(targets.to(places).T.contiguous()).places, dtype)
 
 
-def _predicted_ranks(members: torch.Tensor, score: Any, first_column: int) -> torch.Tensor:
+def _predicted_ranks(members: torch.Tensor, score: Block) -> torch.Tensor:
     """Ranks of the sums of scores; those too close to be certain are added again, exactly."""
     sums = plain_sums(members, score)
     if not bool(torch.isfinite(sums.values).all()):
-        check_finite("score", score, ("train sample", "test sample"), first_column=first_column)
+        score.check_finite()
     places, gaps = ranks(sums.values)
     columns, peaks = uncertain_columns(gaps, score, sums)
     if len(columns):
-        places[columns] = ranks(exact_sums(members, score, columns, peaks, first_column)).places
+        places[columns] = ranks(exact_sums(members, score, columns, peaks)).places
     return places
 
 
@@ -230,17 +230,17 @@ class _Sums(NamedTuple):
     yy: torch.Tensor
 
 
-def _given_rows(x: Any, x_rows: torch.Tensor | None, y: torch.Tensor, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
+def _same_rows(x: Block, x_rows: torch.Tensor | None, y: torch.Tensor, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
     """The same rows of both matrices."""
-    return read_rows(x, rows if x_rows is None else x_rows[rows]), y[rows]
+    return x.read(rows if x_rows is None else x_rows[rows]), y[rows]
 
 
-def _column_sums(x: Any, x_rows: torch.Tensor | None, y: torch.Tensor) -> _Sums:
+def _column_sums(x: Block, x_rows: torch.Tensor | None, y: torch.Tensor) -> _Sums:
     """Column sums, shifted by the means of the first rows; in parts that depend on the shapes alone."""
     count, num_columns = y.shape
     on_cpu = y.device.type == "cpu"
     blocks = row_blocks(count, num_columns, 2**20 if on_cpu else 2**28)  # blocks that stay in the cache
-    shifts = [part.double().mean(0) for part in _given_rows(x, x_rows, y, blocks[0])]
+    shifts = [part.double().mean(0) for part in _same_rows(x, x_rows, y, blocks[0])]
     num_parts = max(1, min(_MOST_PARTS, len(blocks), count * num_columns // _PART_ENTRIES)) if on_cpu else 1
 
     def of_part(number: int) -> torch.Tensor:
@@ -249,7 +249,7 @@ def _column_sums(x: Any, x_rows: torch.Tensor | None, y: torch.Tensor) -> _Sums:
         for rows in blocks[number * len(blocks) // num_parts : (number + 1) * len(blocks) // num_parts]:
             left, right, product = buffers[:, : rows.stop - rows.start]
             ones = left.new_ones(len(left))
-            for block, shift, centred in zip(_given_rows(x, x_rows, y, rows), shifts, (left, right), strict=True):
+            for block, shift, centred in zip(_same_rows(x, x_rows, y, rows), shifts, (left, right), strict=True):
                 torch.sub(block, shift, out=centred)
             sums[0] += ones @ left
             sums[1] += ones @ right
@@ -261,7 +261,7 @@ def _column_sums(x: Any, x_rows: torch.Tensor | None, y: torch.Tensor) -> _Sums:
     return _Sums(*torch.stack(map_blocks(of_part, range(num_parts))).sum(0))
 
 # %% ../../nbs/metric/01_correlation.ipynb #536544f1
-def _pearson(x: Any, x_rows: torch.Tensor | None, y: torch.Tensor) -> torch.Tensor:
+def _pearson(x: Block, x_rows: torch.Tensor | None, y: torch.Tensor) -> torch.Tensor:
     """Pearson correlation of each column of `x` (rows in the order of `x_rows`) with that of `y`; float64.
 
     Constant columns give nan.
@@ -272,7 +272,7 @@ def _pearson(x: Any, x_rows: torch.Tensor | None, y: torch.Tensor) -> torch.Tens
     correlation = covariance / product.clamp(min=0).sqrt()
     sound = (product > 1e-20 * sums.xx * sums.yy) & (product > 1e-280) & torch.isfinite(product)
     for columns in (~sound).nonzero().flatten().split(16):  # constant or nearly so, or of extreme size: rare
-        parts = [_given_rows(x, x_rows, y, rows) for rows in row_blocks(*y.shape)]
+        parts = [_same_rows(x, x_rows, y, rows) for rows in row_blocks(*y.shape)]
         left, right = (torch.cat([part[:, columns].double() for part in side]) for side in zip(*parts, strict=True))
         correlation[columns] = _two_pass_pearson(left, right)
     return correlation
@@ -323,18 +323,17 @@ def loo_corr(score: Any, ground_truth: tuple[torch.Tensor, torch.Tensor]) -> Cor
     targets, indices = _removed_of(ground_truth)
     parts, dtype = [], torch.float32
     with single_thread():
-        for columns, block in column_blocks(score, targets.shape[1], int(indices.min()), int(indices.max())):
-            there = device_of(block)
-            parts.append(_loo_block(block, targets[:, columns].to(there), indices.to(there), columns.start))
-            dtype = torch.promote_types(dtype, read_rows(block, slice(0, 1)).dtype)
+        for block in Scores(score).blocks(targets.shape[1], int(indices.min()), int(indices.max())):
+            parts.append(_loo_block(block, targets[:, block.columns].to(block.device), indices.to(block.device)))
+            dtype = torch.promote_types(dtype, block.result_dtype)
         return _finish(torch.cat(parts), len(indices), dtype, "models", pvalue_of_two=1.0)
 
 
-def _loo_block(score: Any, targets: torch.Tensor, indices: torch.Tensor, first_column: int) -> torch.Tensor:
+def _loo_block(score: Block, targets: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
     """Correlation of each column of a block of scores, whose rows are those of all training samples."""
     in_place = len(indices) == score.shape[0] and torch.equal(indices, torch.arange(len(indices), device=indices.device))
     correlation = _pearson(score, None if in_place else indices, targets)
     if bool(correlation.isnan().any()):
-        check_finite("ground_truth", targets, ("model", "test sample"), first_column=first_column)
-        check_finite("score", score, ("train sample", "test sample"), chosen=indices, first_column=first_column)
+        Block(targets, score.columns.start, name="ground_truth", row="model").check_finite()
+        score.check_finite(indices)
     return correlation

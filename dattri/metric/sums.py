@@ -9,12 +9,12 @@ import math
 from collections.abc import Iterator
 from functools import partial
 from itertools import count, pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
-from .blocks import device_of, read_rows, row_blocks
-from ..model_util.threads import map_blocks
+from .scores import Block
+from ..model_util.threads import map_blocks, row_blocks
 
 # %% auto #0
 __all__ = []
@@ -51,15 +51,15 @@ class PlainSums(NamedTuple):
     depth: int
 
 # %% ../../nbs/metric/07_sums.ipynb #49b21e37
-def plain_sums(members: torch.Tensor, score: Any) -> PlainSums:
+def plain_sums(members: torch.Tensor, score: Block) -> PlainSums:
     """Sum of scores per test sample and subset; sums of finite scores may be infinite.
 
     Parameters
     ----------
     members : tensor, shape (num_subsets, num_train), uint8
         Who is in which subset.
-    score : matrix, shape (num_train, num_test)
-        Anything that can be read by rows.
+    score : Block, shape (num_train, num_test)
+        The scores.
     """
     num_train, num_test = score.shape
     parts = _parts(num_train, num_test, len(members), members.device)
@@ -71,7 +71,7 @@ def plain_sums(members: torch.Tensor, score: Any) -> PlainSums:
         sums, largest = new(len(members), num_test).zero_(), 0.0
         chosen, wide = new(len(members), height), new(height, num_test)  # reused: fresh memory costs as much as the work
         for rows in blocks_of_part:
-            block, size = read_rows(score, rows), rows.stop - rows.start
+            block, size = score.read(rows), rows.stop - rows.start
             largest = max([largest, *(abs(float(value)) for value in block.aminmax())])
             sums.addmm_(chosen[:, :size].copy_(members[:, rows]), wide[:size].copy_(block))
         return sums, largest
@@ -112,9 +112,9 @@ class _Grid:
         return (values + grid).sub_(grid)
 
 
-def _terms(score: Any, rows: slice, columns: torch.Tensor, largest: float) -> list[torch.Tensor]:
+def _terms(score: Block, rows: slice, columns: torch.Tensor, largest: float) -> list[torch.Tensor]:
     """Tensors in float64 whose sum is part of the scores: one, but two for integers that float64 cannot hold."""
-    block = read_rows(score, rows)
+    block = score.read(rows)
     block = block if len(columns) == block.shape[1] else block[:, columns]
     if block.dtype != torch.int64 or largest < 2.0**53:
         return [block.double()]
@@ -122,23 +122,19 @@ def _terms(score: Any, rows: slice, columns: torch.Tensor, largest: float) -> li
     return [high.double() * 2.0**32, (block - (high << 32)).double()]
 
 # %% ../../nbs/metric/07_sums.ipynb #0650c29b
-def exact_sums(
-    members: torch.Tensor, score: Any, columns: torch.Tensor, peaks: torch.Tensor, first_column: int = 0
-) -> torch.Tensor:
+def exact_sums(members: torch.Tensor, score: Block, columns: torch.Tensor, peaks: torch.Tensor) -> torch.Tensor:
     """Sums of some columns, each the exact sum rounded once.
 
     Parameters
     ----------
     members : tensor, shape (num_subsets, num_train), uint8
         Who is in which subset.
-    score : matrix, shape (num_train, num_test)
+    score : Block, shape (num_train, num_test)
         Finite scores.
     columns : tensor, shape (num_columns,), int64
         Which columns to add.
     peaks : tensor, shape (num_columns,), float64
         Largest absolute value of each.
-    first_column : int
-        What to add to the number of a column in a message.
 
     Returns
     -------
@@ -151,7 +147,7 @@ def exact_sums(
         If a column holds numbers so large and so small at once that float64 cannot hold their sums.
     """
     grid = _Grid(peaks, score.shape[0])
-    _check_scaled(score, columns, grid, first_column)
+    _check_scaled(score, columns, grid)
     add = partial(_level_sums, members, score, columns, grid, float(peaks.max()))
     found = map_blocks(add, _parts(score.shape[0], len(columns), 2 * len(members), members.device))
     deepest = range(max(map(len, found)))
@@ -159,21 +155,21 @@ def exact_sums(
     return _rounded_once(levels).T.contiguous()
 
 
-def _check_scaled(score: Any, columns: torch.Tensor, grid: _Grid, first_column: int) -> None:
+def _check_scaled(score: Block, columns: torch.Tensor, grid: _Grid) -> None:
     """`ValueError` naming the first column in which scaling loses digits."""
     columns = columns[grid.huge]
     for rows in row_blocks(*score.shape) if len(columns) else []:
-        values = read_rows(score, rows)[:, columns].double()
+        values = score.read(rows)[:, columns].double()
         lost = (values * _SCALE / _SCALE != values).any(0)
         if bool(lost.any()):
             raise ValueError(
-                f"score: test sample {first_column + int(columns[lost][0])} has scores so large, near the end of float64's range, and "
+                f"score: test sample {score.columns.start + int(columns[lost][0])} has scores so large, near the end of float64's range, and "
                 "so small at once that their sums cannot be compared; divide the large ones, or set the small ones to 0"
             )
 
 
 def _level_sums(
-    members: torch.Tensor, score: Any, columns: torch.Tensor, grid: _Grid, largest: float, part: slice
+    members: torch.Tensor, score: Block, columns: torch.Tensor, grid: _Grid, largest: float, part: slice
 ) -> list[torch.Tensor]:
     """Exact sums of a part on each level, each of shape (num_subsets, num_columns)."""
     levels: list[torch.Tensor] = []
@@ -203,14 +199,14 @@ def _rounded_once(levels: list[torch.Tensor]) -> torch.Tensor:
     return total
 
 # %% ../../nbs/metric/07_sums.ipynb #1808f287
-def uncertain_columns(least_gap: torch.Tensor, score: Any, sums: PlainSums) -> tuple[torch.Tensor, torch.Tensor]:
+def uncertain_columns(least_gap: torch.Tensor, score: Block, sums: PlainSums) -> tuple[torch.Tensor, torch.Tensor]:
     """Columns whose plain sums may be in a wrong order, and their largest absolute scores.
 
     Parameters
     ----------
     least_gap : tensor, shape (num_test,)
         Least difference of two sums of each column.
-    score : matrix, shape (num_train, num_test)
+    score : Block, shape (num_train, num_test)
         Finite scores.
     sums : PlainSums
         Their sums.
@@ -230,9 +226,9 @@ def _is_certain(least_gap: torch.Tensor, depth: int, magnitude: torch.Tensor | f
     return least_gap > magnitude * (depth + 2) * torch.finfo(torch.float64).eps
 
 
-def _have_rest(score: Any, columns: torch.Tensor, largest: float) -> torch.Tensor:
+def _have_rest(score: Block, columns: torch.Tensor, largest: float) -> torch.Tensor:
     """Which columns do not fit into one level."""
-    num_train, device = score.shape[0], device_of(score)
+    num_train, device = score.shape[0], score.device
     grid = _Grid(torch.tensor([largest], dtype=torch.float64, device=device), num_train)
     if bool(grid.huge):
         return torch.ones_like(columns, dtype=torch.bool)
@@ -249,17 +245,17 @@ def _have_rest(score: Any, columns: torch.Tensor, largest: float) -> torch.Tenso
     return torch.stack(map_blocks(of_part, _parts(num_train, len(columns), 16, device))).any(0)
 
 
-def _magnitudes(score: Any, columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _magnitudes(score: Block, columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Sum and maximum of the absolute values of some columns, float64."""
     num_train = score.shape[0]
 
     def of_part(part: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        total = peak = torch.zeros(len(columns), dtype=torch.float64, device=device_of(score))
+        total = peak = torch.zeros(len(columns), dtype=torch.float64, device=score.device)
         for rows in _blocks_of(part, score.shape[1]):
             (values,) = _terms(score, rows, columns, 0.0)
             sizes = values.abs()
             total, peak = total + sizes.sum(0), torch.maximum(peak, sizes.amax(0))
         return total, peak
 
-    found = map_blocks(of_part, _parts(num_train, len(columns), 16, device_of(score)))
+    found = map_blocks(of_part, _parts(num_train, len(columns), 16, score.device))
     return torch.stack([total for total, _ in found]).sum(0), torch.stack([peak for _, peak in found]).amax(0)

@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 import scipy.special
 import torch
 
-from .blocks import row_blocks
 from .correlation import RankedPair, ranked_pair
-from ..model_util.threads import map_blocks, single_thread
+from ..model_util.threads import map_blocks, row_blocks, single_thread
 
 # %% auto #0
 __all__ = ['ConfidenceInterval', 'lds_interval']

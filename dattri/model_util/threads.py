@@ -16,7 +16,7 @@ from typing import TypeVar
 import torch
 
 # %% auto #0
-__all__ = ['single_thread', 'is_plain_thread', 'map_blocks']
+__all__ = ['single_thread', 'is_plain_thread', 'row_blocks', 'map_blocks']
 
 # %% ../../nbs/model_util/10_threads.ipynb #3ca51e93
 _free: ContextVar[int | None] = ContextVar("free", default=None)  # threads that blocks may use; None: as many as torch has
@@ -44,6 +44,12 @@ def single_thread(free: int | None = None) -> Iterator[None]:
 def is_plain_thread() -> bool:
     """Whether work of the calling thread means the same on another: no autocast, and tensors are made on the CPU."""
     return torch.get_default_device().type == "cpu" and not torch.is_autocast_enabled("cpu")
+
+# %% ../../nbs/model_util/10_threads.ipynb #3974a888
+def row_blocks(num_rows: int, num_columns: int, block_bytes: int = 2**24, least: int = 64) -> list[slice]:
+    """Slices of rows that hold about `block_bytes` in float64, and `least` rows or more."""
+    step = max(least, block_bytes // (8 * max(1, num_columns)))
+    return [slice(start, min(start + step, num_rows)) for start in range(0, num_rows, step)]
 
 # %% ../../nbs/model_util/10_threads.ipynb #dd4f03f8
 _Block = TypeVar("_Block")
