@@ -148,21 +148,21 @@ def evaluate(
 ) -> None:
     """Judge a score matrix with a benchmark, or with a ground truth of your own: a summary and a picture."""
     from dattri.benchmark.load import load_benchmark  # noqa: PLC0415
-    from dattri.benchmark.report import infer_metric, read_ground_truth, read_scores, report  # noqa: PLC0415
+    from dattri.metric.files import read_ground_truth, read_scores  # noqa: PLC0415
+    from dattri.metric.report import judge  # noqa: PLC0415
 
     with _one_line_errors():
         _check_truth_options(ground_truth, model=model, dataset=dataset, metric=metric)
         matrix, num_train = read_scores(scores), None
         if ground_truth is not None:
-            truth, judge = read_ground_truth(ground_truth), ground_truth.name
-            metric = infer_metric(truth, metric)
+            truth, name = read_ground_truth(ground_truth), ground_truth.name
         else:
             attributes, truth = load_benchmark(str(model), str(dataset), str(metric), download_path, device=device, n_jobs=n_jobs)
-            judge, num_train = f"{dataset}_{model}", len(attributes["train_sampler"])
-        found = report(str(metric), matrix, truth, num_train=num_train)
-        picture = picture or scores.with_name(f"{scores.name}-{judge}-{metric}.png")  # a.pt and a.npy have a picture each
-        found.figure.savefig(picture, dpi=150)
-    typer.echo(f"{found.summary}\nPicture: {picture}")
+            name, num_train = f"{dataset}_{model}", len(attributes["train_sampler"])
+        report = judge(matrix, truth, metric, num_train=num_train)
+        picture = picture or scores.with_name(f"{scores.name}-{name}-{report.metric}.png")  # one for a.pt, one for a.npy
+        report.figure.savefig(picture, dpi=150)
+    typer.echo(f"{report.summary}\nPicture: {picture}")
 
 # %% ../nbs/cli.ipynb #5913e52f
 def _partition(text: str | None) -> tuple[int, int] | None:

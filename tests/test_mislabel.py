@@ -8,10 +8,10 @@ import pytest
 import sklearn.metrics
 import torch
 
-from dattri.benchmark.report import report
 from dattri.benchmark.utils import flip_label
 from dattri.metric import mislabel_detection_auc
 from dattri.metric.mislabel import _counts, _counts_on_gpu
+from dattri.metric.report import judge
 
 KINDS = ["?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"]
 DTYPES = [torch.bfloat16, torch.float16, torch.uint16, torch.uint32, torch.uint64, torch.bool]
@@ -106,9 +106,9 @@ def test_positions_are_met_with_the_line_that_turns_them_into_labels():
     _, flipped = flip_label(np.arange(100) % 10, p=0.1, seed=0)
     num_train, score = 100, torch.randn(100)
     for positions in (flipped, np.array(flipped), torch.tensor(flipped), list(range(100)), [0, 1, 2]):
-        for judge in (mislabel_detection_auc, lambda score, truth: report("mislabel", score, truth)):
+        for function in (mislabel_detection_auc, judge):
             with pytest.raises(ValueError, match=r"^(score and )?ground_truth: expected") as error:
-                judge(score, positions)
+                function(score, positions)
             line = str(error.value).rpartition("flip_label: ")[2]
             assert eval(line).nonzero().flatten().tolist() == flipped
     assert 0 <= mislabel_detection_auc(score, eval(line)).auc <= 1
@@ -119,6 +119,6 @@ def test_positions_are_met_with_the_line_that_turns_them_into_labels():
 @pytest.mark.parametrize("values", REFUSED, ids=lambda values: f"{type(values).__name__} {values.dtype}")
 def test_other_inputs_are_refused_by_name(argument, values):
     pair = {"score": [0.0, 1.0], "ground_truth": [0, 1]} | {argument: values}
-    for judge in (mislabel_detection_auc, lambda score, ground_truth: report("mislabel", score, ground_truth)):
+    for function in (mislabel_detection_auc, judge):
         with pytest.raises((TypeError, ValueError), match=f"^{argument}: .*{re.escape(str(values.dtype))}"):
-            judge(**pair)
+            function(**pair)

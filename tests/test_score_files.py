@@ -9,8 +9,9 @@ import pytest
 import torch
 from helpers import Evil
 
-from dattri.benchmark.report import infer_metric, read_ground_truth, read_scores, report
 from dattri.metric import GroundTruth
+from dattri.metric.files import read_ground_truth, read_scores
+from dattri.metric.report import judge
 
 NPY = io.BytesIO()
 np.save(NPY, np.arange(6.0).reshape(2, 3))
@@ -106,25 +107,25 @@ def test_arrays_of_something_else(tmp_path, values):
 
 
 def test_ground_truth_of_every_metric(tmp_path):
-    values = torch.arange(12.0).view(4, 3)
+    values, score = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
     pairs = {
         "loo": [torch.tensor([3, 1, 2, 0])],
-        "lds": [torch.tensor([[0, 1], [1, 2], [2, 3], [0, 3]]), [torch.tensor([0])] * 4, torch.eye(4).bool()],
+        "lds": [torch.tensor([[0, 1], [1, 2], [2, 3], [0, 3]]), list(torch.arange(4)[:, None]), torch.eye(4).bool()],
     }
     for metric, several in pairs.items():
         for indices in several:
             GroundTruth(values, indices).save(tmp_path / "truth.pt")
             truth = read_ground_truth(tmp_path / "truth.pt")
-            assert infer_metric(truth) == infer_metric(truth, metric) == metric
+            assert judge(score, truth).metric == judge(score, truth, metric).metric == metric
             with pytest.raises(ValueError, match=f"^metric: 'mislabel' does not fit.*as for '{metric}'"):
-                infer_metric(truth, "mislabel")
+                judge(score, truth, "mislabel")
     for labels in (torch.tensor([1, 0]), torch.tensor([True, False])):
         torch.save(labels, tmp_path / "labels.pt")
         np.save(tmp_path / "labels.npy", labels.numpy())
         for name in ("labels.pt", "labels.npy"):
             truth = read_ground_truth(tmp_path / name)
             assert truth.tolist() == labels.tolist()
-            assert infer_metric(truth) == "mislabel"
+            assert judge(torch.tensor([0.5, 0.1]), truth).metric == "mislabel"
     np.save(tmp_path / "matrix.npy", values.numpy())
     with pytest.raises(ValueError, match=r"^ground truth: .* one array of shape \(4, 3\); expected a pair"):
         read_ground_truth(tmp_path / "matrix.npy")
@@ -137,4 +138,18 @@ def test_report_reads_self_attribution_of_every_dtype(tmp_path, kind):
     np.save(tmp_path / "own.npy", score)
     np.save(tmp_path / "square.npy", np.diag(score))
     for form in (score, score[::-1].copy()[::-1], np.diag(score), *map(read_scores, tmp_path.glob("*.npy"))):
-        assert report("mislabel", form, labels.astype(kind)).value == pytest.approx(1 - 0.5 / 3)
+        assert judge(form, labels.astype(kind)).value == pytest.approx(1 - 0.5 / 3)
+
+
+def test_what_a_file_holds(tmp_path):
+    score = torch.ones(3, 2)
+    torch.save({"score": score}, tmp_path / "dict.pt")
+    refused(tmp_path / "dict.pt", "holds dict; expected one tensor")
+    damaged = r"is damaged \(File is not a zip file\); expected"
+    for name, message in [("bad.pt", damaged), ("bad.csv", "is neither .npy")]:
+        (tmp_path / name).write_text("1,2")
+        refused(tmp_path / name, message)
+    torch.save(torch.nn.Parameter(score), tmp_path / "parameter.pt")
+    assert not read_scores(tmp_path / "parameter.pt").requires_grad
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        read_scores(tmp_path / "missing.pt")

@@ -1,0 +1,88 @@
+"""What `judge` says about scores: the value of the metric, whatever form they have, and what cannot be judged."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from dattri.metric import GroundTruth, lds, loo_corr
+from dattri.metric.report import judge
+from dattri.metric.subsets import members_of, read_subsets
+
+DRAW = torch.Generator().manual_seed(0)
+SCORE = torch.randn(200, 30, generator=DRAW)
+INDICES = torch.stack([torch.randperm(200, generator=DRAW)[:100] for _ in range(60)])
+VALUES = SCORE[INDICES].sum(1) + 7 * torch.randn(60, 30, generator=DRAW)
+SQUARE, IS_WRONG = torch.randn(200, 200, generator=DRAW), (torch.arange(200) % 10 == 0).long()
+LDS, LOO = (VALUES, INDICES), (VALUES, torch.arange(60))
+FORMS = {
+    "tensor": SCORE,
+    "bfloat16": SCORE.bfloat16(),
+    "with gradient": SCORE.clone().requires_grad_(),
+    "list": SCORE.tolist(),
+    "array": SCORE.numpy(),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_value_is_that_of_the_metric(form):
+    of_subsets = judge(FORMS[form], (VALUES.bfloat16(), INDICES.to(torch.uint8)))
+    of_samples = judge(FORMS[form], (VALUES.numpy(), np.arange(60)))
+    assert of_subsets.value == pytest.approx(float(lds(SCORE, LDS).correlation.mean()), abs=0.01)
+    assert of_samples.value == pytest.approx(float(loo_corr(SCORE, LOO).correlation.mean()), abs=0.01)
+    assert "60 training samples left out" in of_samples.summary
+
+
+def test_self_attribution_may_be_the_diagonal_of_a_matrix():
+    assert judge(SQUARE, IS_WRONG).value == judge(SQUARE.diag(), IS_WRONG).value
+    with pytest.raises(ValueError, match=r"expected the self-attribution of the training samples.*got \(200, 30\)"):
+        judge(SCORE, IS_WRONG)
+
+
+def test_summary_does_not_depend_on_the_form_of_subsets():
+    mask = members_of(read_subsets(INDICES), 200, torch.device("cpu")).bool()
+    summary = judge(SCORE, LDS).summary
+    assert summary == judge(SCORE, (VALUES, mask)).summary == judge(SCORE, (VALUES, list(INDICES))).summary
+    unequal = [row[: 20 + number % 3] for number, row in enumerate(INDICES)]
+    assert "subsets of 20 to 22 training samples" in judge(SCORE, (VALUES, unequal)).summary
+
+
+def test_ties_and_constants_are_said():
+    constant = SCORE.clone()
+    constant[:, 0] = 1.0
+    assert "of only 29 of 30 test samples" in judge(constant, LDS).summary
+    equal = judge(torch.ones(200), IS_WRONG).summary
+    assert "all scores are equal" in equal
+    assert "the first 180 samples (90%)" in equal  # any order of them
+
+
+FLAT = torch.ones(60, 30)
+NOTHING_TO_JUDGE = [
+    ("score: the scores are constant", SCORE * 0, LDS),
+    ("score: the scores are constant", SCORE * 0, LOO),
+    ("ground_truth: the targets of every", SCORE, (FLAT, INDICES)),
+    ("ground_truth: the targets of every", SCORE, (FLAT, torch.arange(60))),
+    ("ground_truth: it speaks of 1 model", SCORE, (VALUES[:1], INDICES[:1])),
+    ("ground_truth: 0 of 200 labels are wrong", SQUARE, torch.zeros(200)),
+    ("ground_truth: 200 of 200", SQUARE, torch.ones(200)),
+]
+
+
+@pytest.mark.parametrize("number", range(len(NOTHING_TO_JUDGE)))
+def test_what_cannot_be_judged_is_an_error_without_warnings(number):
+    message, score, truth = NOTHING_TO_JUDGE[number]
+    with warnings.catch_warnings(), pytest.raises(ValueError, match=message):
+        warnings.simplefilter("error")
+        judge(score, truth)
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="metric: expected one of lds"):
+        judge(SCORE, LDS, "auc")
+    with pytest.raises(ValueError, match="metric: 'mislabel' does not fit the ground truth"):
+        judge(SQUARE, GroundTruth(*LDS), "mislabel")
+    with pytest.raises(ValueError, match=r"score: expected one row for each of the 199 training samples, got shape"):
+        judge(SCORE, LDS, num_train=199)
+    with pytest.raises(ValueError, match=r"it looks transposed, pass score\.T"):
+        judge(SCORE.T, LDS, num_train=200)
