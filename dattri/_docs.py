@@ -25,13 +25,14 @@ def _cell(text: str) -> str:
 
 def _entries(title: str, section: str) -> list[tuple[str, str, str]]:
     """Name, type and description of each entry in a section; entries are lines that are not indented."""
-    split = str.partition if title == "argument" else str.rpartition  # a lone word: an argument's name, but a result's type
-    found = []
+    # a lone word: an argument's name, but a result's type
+    split = str.partition if title == "argument" else str.rpartition
+    entries = []
     for entry in re.split(r"\n(?=\S)", section.strip()):
         head, _, description = entry.partition("\n")
         name, _, kind = split(head, " : ")
-        found.append((name, kind, " ".join(description.split())))
-    return found
+        entries.append((name, kind, " ".join(description.split())))
+    return entries
 
 
 def _table(title: str, section: str) -> str:
@@ -51,7 +52,11 @@ def _short_signature(sym: object, name: str) -> str:
         return name
     bare = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in signature.parameters.values()]
     text = name + str(signature.replace(parameters=bare, return_annotation=inspect.Signature.empty))
-    return text if len(text) <= 90 else re.sub(r"\((.*)\)$", lambda m: "(\n    " + m[1].replace(", ", ",\n    ") + ",\n)", text)
+    return (
+        text
+        if len(text) <= 90
+        else re.sub(r"\((.*)\)$", lambda m: "(\n    " + m[1].replace(", ", ",\n    ") + ",\n)", text)
+    )
 
 
 class _Body(MarkdownRenderer):

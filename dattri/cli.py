@@ -16,17 +16,15 @@ from typing import Annotated
 import typer
 
 # %% auto #0
-__all__ = ['app', 'Model', 'Dataset', 'Metric', 'ModelOrTruth', 'DatasetOrTruth', 'MetricOrTruth', 'Home', 'Device', 'Jobs',
-           'Overwrite', 'Redownload', 'main', 'demo', 'list_settings', 'load', 'evaluate', 'retrain', 'build',
-           'publish']
+__all__ = []
 
 # %% ../nbs/cli.ipynb #d518019d
 app = typer.Typer(help="Is your training-data attribution right? Retrain, measure, and know.", no_args_is_help=True)
 
 
-def _show_version(wanted: bool) -> None:
+def _show_version(asked: bool) -> None:
     """Print the version and stop."""
-    if wanted:
+    if asked:
         typer.echo(installed_version("dattri"))
         raise typer.Exit
 
@@ -39,7 +37,9 @@ def _import_module(name: str | None) -> None:
             try:
                 importlib.import_module(name.removesuffix(".py"))
             except Exception as error:  # whatever a module of the user raises
-                raise ImportError(f"--import {name}: {type(error).__name__}: {error} (looked in {Path.cwd()} first)") from error
+                raise ImportError(
+                    f"--import {name}: {type(error).__name__}: {error} (looked in {Path.cwd()} first)"
+                ) from error
 
 
 @contextmanager
@@ -51,7 +51,9 @@ def _one_line_errors() -> Iterator[None]:
         typer.secho(f"Error: {error}", err=True, fg="red")
         raise typer.Exit(1) from error
     except KeyboardInterrupt as error:
-        typer.secho(str(error) or "Interrupted. What is finished is kept: the same command goes on from there.", err=True)
+        typer.secho(
+            str(error) or "Interrupted. What is finished is kept: the same command goes on from there.", err=True
+        )
         raise typer.Exit(130) from error
 
 
@@ -59,7 +61,8 @@ def _one_line_errors() -> Iterator[None]:
 def main(
     version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")] = False,
     module: Annotated[
-        str | None, typer.Option("--import", help="Module that registers settings of your own: dattri --import my_settings list")
+        str | None,
+        typer.Option("--import", help="Module that registers settings of your own: dattri --import my_settings list")
     ] = None,
 ) -> None:
     """Judge training-data attribution against real retraining."""
@@ -73,7 +76,9 @@ def demo(
     ),
     n_jobs: Annotated[int, typer.Option(help="Worker processes; -1: one per core.")] = 2,
     num_subsets: Annotated[int, typer.Option(help="Random halves of the training data.", min=3)] = 100,
-    num_removed: Annotated[int, typer.Option(help="Training samples to leave out, one at a time.", min=3, max=1297)] = 1297,
+    num_removed: Annotated[
+        int, typer.Option(help="Training samples to leave out, one at a time.", min=3, max=1297)
+    ] = 1297,
 ) -> None:
     """Judge three attribution methods against retraining on scikit-learn's digits; about a minute, no downloads."""
     from dattri.demo import draw, run_demo, table  # noqa: PLC0415  (imports torch)
@@ -88,14 +93,20 @@ def demo(
 Model = Annotated[str, typer.Option(help="Model of the setting; see `dattri list`.")]
 Dataset = Annotated[str, typer.Option(help="Data set of the setting.")]
 Metric = Annotated[str, typer.Option(help="lds, loo or mislabel.")]
-ModelOrTruth = Annotated[str | None, typer.Option("--model", help="Model of the setting to judge with; see `dattri list`.")]
+ModelOrTruth = Annotated[
+    str | None, typer.Option("--model", help="Model of the setting to judge with; see `dattri list`.")
+]
 DatasetOrTruth = Annotated[str | None, typer.Option("--dataset", help="Data set of the setting.")]
-MetricOrTruth = Annotated[str | None, typer.Option("--metric", help="lds, loo or mislabel; with --ground-truth, its shape says which.")]
+MetricOrTruth = Annotated[
+    str | None, typer.Option("--metric", help="lds, loo or mislabel; with --ground-truth, its shape says which.")
+]
 Home = Annotated[Path, typer.Option(help="Where benchmarks and data are kept.")]
 Device = Annotated[str | None, typer.Option(help="Where to train and evaluate, e.g. cuda. Default: the CPU.")]
 Jobs = Annotated[int | None, typer.Option(help="Worker processes; -1: one per core. Default: none but this one.")]
 Overwrite = Annotated[bool, typer.Option(help="Train everything again.")]
-Redownload = Annotated[bool, typer.Option(help="Fetch everything again, or build again what is missing or has changed.")]
+Redownload = Annotated[
+    bool, typer.Option(help="Fetch everything again, or build again what is missing or has changed.")
+]
 _HOME = Path("~/.dattri")
 
 
@@ -128,23 +139,38 @@ def load(
 # %% ../nbs/cli.ipynb #eb974b43
 def _check_truth_options(ground_truth: Path | None, **setting: str | None) -> None:
     """`ValueError` unless there is either a file or a whole setting to judge with."""
-    given = [f"--{name}" for name, value in setting.items() if value is not None]
+    passed = [f"--{name}" for name, value in setting.items() if value is not None]
     missing = [f"--{name}" for name, value in setting.items() if value is None]
     if ground_truth is None and missing:
-        raise ValueError(f"what to judge with: {' and '.join(missing)} missing; pass --model, --dataset and --metric, or --ground-truth FILE")
-    if ground_truth is not None and {"--model", "--dataset"} & {*given}:
-        raise ValueError(f"what to judge with: got --ground-truth and {' and '.join(given)}; pass the file, or --model, --dataset and --metric")
+        raise ValueError(
+            f"what to judge with: {' and '.join(missing)} missing; pass --model, --dataset and --metric, or "
+            "--ground-truth FILE"
+        )
+    if ground_truth is not None and {"--model", "--dataset"} & {*passed}:
+        raise ValueError(
+            f"what to judge with: got --ground-truth and {' and '.join(passed)}; pass the file, or --model, --dataset "
+            "and --metric"
+        )
 
 # %% ../nbs/cli.ipynb #31a10819
 @app.command()
 def evaluate(
-    scores: Annotated[Path, typer.Option(help="Scores, a .pt or .npy file: (num_train, num_test); for mislabel (num_train,).")],
-    model: ModelOrTruth = None, dataset: DatasetOrTruth = None, metric: MetricOrTruth = None,
+    scores: Annotated[
+        Path, typer.Option(help="Scores, a .pt or .npy file: (num_train, num_test); for mislabel (num_train,).")
+    ],
+    model: ModelOrTruth = None,
+    dataset: DatasetOrTruth = None,
+    metric: MetricOrTruth = None,
     ground_truth: Annotated[
-        Path | None, typer.Option(help="Your own ground truth instead of a setting's: a file of GroundTruth.save, or of a binary vector.")
+        Path | None,
+        typer.Option(
+            help="Your own ground truth instead of a setting's: a file of GroundTruth.save, or of a binary vector."
+        ),
     ] = None,
     picture: Annotated[Path | None, typer.Option(help="Where to draw; default: beside the scores.")] = None,
-    download_path: Home = _HOME, device: Device = None, n_jobs: Jobs = None,
+    download_path: Home = _HOME,
+    device: Device = None,
+    n_jobs: Jobs = None,
 ) -> None:
     """Judge a score matrix with a benchmark, or with a ground truth of your own: a summary and a picture."""
     from dattri.benchmark.load import load_benchmark  # noqa: PLC0415
@@ -157,10 +183,13 @@ def evaluate(
         if ground_truth is not None:
             truth, name = read_ground_truth(ground_truth), ground_truth.name
         else:
-            attributes, truth = load_benchmark(str(model), str(dataset), str(metric), download_path, device=device, n_jobs=n_jobs)
+            attributes, truth = load_benchmark(
+                str(model), str(dataset), str(metric), download_path, device=device, n_jobs=n_jobs
+            )
             name, num_train = f"{dataset}_{model}", len(attributes["train_sampler"])
         report = judge(matrix, truth, metric, num_train=num_train)
-        picture = picture or scores.with_name(f"{scores.name}-{name}-{report.metric}.png")  # one for a.pt, one for a.npy
+        # one for a.pt, one for a.npy
+        picture = picture or scores.with_name(f"{scores.name}-{name}-{report.metric}.png")
         report.figure.savefig(picture, dpi=150)
     typer.echo(f"{report.summary}\nPicture: {picture}")
 
@@ -177,11 +206,16 @@ def _partition(text: str | None) -> tuple[int, int] | None:
 
 @app.command()
 def retrain(
-    model: Model, dataset: Dataset,
+    model: Model,
+    dataset: Dataset,
     mode: Annotated[str, typer.Option(help="lds, loo, full, half, full_mislabel or half_mislabel.")],
     out: Annotated[Path, typer.Option(help="Directory of the build; called again, it goes on.")],
-    partition: Annotated[str | None, typer.Option(help="Part of the models, 0/4 to 3/4; but for loo the parts must be equal.")] = None,
-    device: Device = None, n_jobs: Jobs = None, overwrite: Overwrite = False,
+    partition: Annotated[
+        str | None, typer.Option(help="Part of the models, 0/4 to 3/4; but for loo the parts must be equal.")
+    ] = None,
+    device: Device = None,
+    n_jobs: Jobs = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Train a group of a setting's models, or a part of it."""
     from dattri.benchmark.build import retrain_setting  # noqa: PLC0415
@@ -189,16 +223,23 @@ def retrain(
 
     with _one_line_errors():
         setting = find_setting(model, dataset).to(device)
-        directory = retrain_setting(setting, mode, out, partition=_partition(partition), n_jobs=n_jobs, overwrite=overwrite)
+        directory = retrain_setting(
+            setting, mode, out, partition=_partition(partition), n_jobs=n_jobs, overwrite=overwrite
+        )
     typer.echo(f"Models: {directory}")
 
 # %% ../nbs/cli.ipynb #7a7f513c
 @app.command()
 def build(
-    model: Model, dataset: Dataset,
+    model: Model,
+    dataset: Dataset,
     out: Annotated[Path, typer.Option(help="Directory for models and benchmark; called again, it goes on.")],
-    metric: Annotated[list[str] | None, typer.Option(help="Default: all that the setting has; may be repeated.")] = None,
-    device: Device = None, n_jobs: Jobs = None, overwrite: Overwrite = False,
+    metric: Annotated[
+        list[str] | None, typer.Option(help="Default: all that the setting has; may be repeated.")
+    ] = None,
+    device: Device = None,
+    n_jobs: Jobs = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Train a setting's models, compute its ground truth, and check it."""
     from dattri.benchmark.build import build_benchmark  # noqa: PLC0415
@@ -208,8 +249,8 @@ def build(
         setting = find_setting(model, dataset)
         folder = build_benchmark(setting, out, metrics=metric, device=device, n_jobs=n_jobs, overwrite=overwrite)
     typer.echo(
-        f"Built: {folder}\nChecks and hashes: {folder / 'manifest.json'}. Use it with --download-path {out}; publish it with "
-        "dattri publish."
+        f"Built: {folder}\nChecks and hashes: {folder / 'manifest.json'}. Use it with --download-path {out}; publish "
+        "it with dattri publish."
     )
 
 # %% ../nbs/cli.ipynb #aad8db1e

@@ -22,7 +22,7 @@ from .metric import ConfidenceInterval, lds, lds_interval, loo_corr, mislabel_de
 from .model_util.checkpoint import load_checkpoint
 
 # %% auto #0
-__all__ = ['sample_gradients', 'inverse_hessian', 'Scores', 'attribute', 'DemoResult', 'run_demo', 'table', 'draw']
+__all__ = ['run_demo']
 
 # %% ../nbs/demo.ipynb #7efeae23
 def _flat(model: nn.Module) -> tuple[torch.Tensor, Callable]:
@@ -151,10 +151,15 @@ def _draw_lds(axis: Any, results: dict[str, DemoResult]) -> None:
     for number, (name, result) in enumerate(results.items()):
         color = f"C{number}"
         label = f"{name}: mean {round(result.lds.mean, 2) + 0.0:.2f}"  # no minus before 0.00
-        axis.hist(result.lds_each.numpy(), bins=40, range=(-1, 1), histtype="stepfilled", alpha=0.4, color=color, label=label)
+        axis.hist(
+            result.lds_each.numpy(), bins=40, range=(-1, 1), histtype="stepfilled", alpha=0.4, color=color, label=label
+        )
         axis.axvspan(result.lds.low, result.lds.high, ymax=0.78, color=color, alpha=0.3, linewidth=0)
         axis.axvline(result.lds.mean, ymax=0.78, color=color, linestyle=_LINES[number % 4], linewidth=1.5)
-    axis.set(xlabel="LDS of a test sample (lines: means; bands: 95% intervals)", ylabel="test samples", title="Do sums of scores predict retraining?")
+    axis.set(
+        xlabel="LDS of a test sample (lines: means; bands: 95% intervals)", ylabel="test samples",
+        title="Do sums of scores predict retraining?",
+    )
     axis.margins(y=0.35)  # room for the legend
 
 

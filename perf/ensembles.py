@@ -286,12 +286,12 @@ PARTS = {
 
 
 def where_time_goes(model_fn, dataloader, num_epochs=3):
-    """Seconds per kind of work while a full group is trained, by torch's own profiler; and of the products, GFLOP/s."""
+    """Seconds per kind of work while a full unit is trained, by torch's own profiler; and of the products, GFLOP/s."""
     trainer = trainer_of(model_fn, num_epochs)
-    group = trainer.group_size()
+    unit = trainer.unit_size()
     size = len(dataloader.dataset) // 2
-    subsets = [torch.randperm(len(dataloader.dataset))[:size].sort().values.numpy() for _ in range(group)]
-    call = lambda: list(trainer.train_many(dataloader.dataset, subsets, range(group), batch_size=64))  # noqa: E731
+    subsets = [torch.randperm(len(dataloader.dataset))[:size].sort().values.numpy() for _ in range(unit)]
+    call = lambda: list(trainer.train_many(dataloader.dataset, subsets, range(unit), batch_size=64))  # noqa: E731
     everywhere = _ExperimentalConfig(profile_all_threads=True)
     kinds = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * GPU]
     with single_thread():  # which trains the blocks one after the other
@@ -304,8 +304,8 @@ def where_time_goes(model_fn, dataloader, num_epochs=3):
     parts["everything else"] = sum(times.values())
     weights = sum(layer.weight.numel() for layer in model_fn().modules() if isinstance(layer, nn.Linear))
     first = next(layer for layer in model_fn().modules() if isinstance(layer, nn.Linear)).weight.numel()
-    flops = group * num_epochs * size * 2 * (3 * weights - first)  # no gradient for the inputs of the first layer
-    return {"seconds": parts, "models": group, "gflops": flops / parts["matrix products"] / 1e9}
+    flops = unit * num_epochs * size * 2 * (3 * weights - first)  # no gradient for the inputs of the first layer
+    return {"seconds": parts, "models": unit, "gflops": flops / parts["matrix products"] / 1e9}
 
 
 def main():

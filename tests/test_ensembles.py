@@ -1,7 +1,8 @@
-"""Ensembles on several threads: the same bytes for any number of threads, whatever models, losses and data draw."""
+"""Ensembles: where each model ends alone, with the same bytes for any number of threads, whatever is drawn."""
 
 import random
 import threading
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -13,7 +14,8 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
 from dattri.model_util import stack as stack_module
 from dattri.model_util import target as target_module
-from dattri.model_util.ensemble import EnsembleTrainer
+from dattri.model_util.ensemble import EnsembleTrainer, _Samples
+from dattri.model_util.loader import LoaderRecipe
 from dattri.model_util.target import EnsembleTarget
 
 INPUTS = torch.randn(60, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -193,3 +195,120 @@ def test_targets_do_not_depend_on_threads(name, work, with_threads, monkeypatch)
     assert torch.equal(targets[0], targets[2])
     expected = torch.stack([loss_fn(model.eval()(INPUTS), DATA.tensors[1]) for model in models])
     torch.testing.assert_close(targets[0], expected.detach(), atol=1e-4, rtol=1e-4)
+
+
+OPTIMIZERS = {  # eps: where a gradient is 0 but for rounding, Adam would make full steps of the noise
+    "SGD": partial(torch.optim.SGD, lr=0.05, momentum=0.9),
+    "AdamW": partial(torch.optim.AdamW, lr=1e-3, eps=1e-3),
+    "RMSprop": partial(torch.optim.RMSprop, lr=1e-3, eps=1e-3),
+}
+UNEQUAL = [*SUBSETS[:5], np.arange(7), np.arange(9)]
+
+
+def encoder():
+    """Torch's own layer, for whose attention it has no rule for several models."""
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    return nn.Sequential(nn.Flatten(1, 2), layer, nn.Flatten(), nn.Linear(64, 3))
+
+
+def train_together(trainer, subsets=UNEQUAL, data=DATA, **options):
+    """Models by the numbers of their subsets."""
+    groups = trainer.train_many(data, subsets, range(len(subsets)), **options)
+    return dict(pair for group in groups for pair in group)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("model_fn", [MODELS["lr"], mlp, conv, encoder], ids=["lr", "mlp", "conv", "encoder"])
+def test_each_model_ends_where_it_ends_alone(model_fn, optimizer):
+    schedule = partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5)
+    trainer = trainer_of(
+        model_fn, optimizer=OPTIMIZERS[optimizer], num_epochs=3, max_models=4, scheduler=schedule, batch_size=None
+    )
+    recipe = LoaderRecipe.of(DataLoader(DATA, batch_size=8, shuffle=True))
+    together = train_together(trainer, batch_size=8)
+    for number, subset in enumerate(UNEQUAL):
+        alone = trainer(recipe.build(subset, number), seed=number)
+        assert together[number].training
+        torch.testing.assert_close(together[number].state_dict(), alone.state_dict(), atol=1e-4, rtol=1e-4)
+
+
+def centred(samples):
+    """Looks at the whole batch."""
+    inputs, labels = default_collate(samples)
+    return inputs - inputs.mean(0), labels
+
+
+def test_a_collate_function_sees_the_batches_of_each_model():
+    trainer = trainer_of(mlp, batch_size=None)
+    recipe = LoaderRecipe.of(DataLoader(DATA, batch_size=8, shuffle=True, collate_fn=centred))
+    for number, model in train_together(trainer, batch_size=8, collate_fn=centred).items():
+        alone = trainer(recipe.build(UNEQUAL[number], number), seed=number)
+        torch.testing.assert_close(model.state_dict(), alone.state_dict(), atol=1e-5, rtol=1e-5)
+
+
+def test_a_group_that_does_not_fit_the_memory_is_halved_and_the_size_remembered():
+    """A CPU runs out of memory in another way; a loss that fails at its first call stands in for it."""
+    calls = []
+
+    def crowded(outputs, labels):
+        calls.append(1)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError
+        return cross_entropy(outputs, labels)
+
+    trainer = EnsembleTrainer(mlp, crowded, optimizer=OPTIMIZERS["SGD"], num_epochs=1, batch_size=8)
+    with pytest.warns(UserWarning, match="max_models=2") as caught:
+        groups = list(trainer.train_many(DATA, SUBSETS[:5], range(5)))
+    assert [len(group) for group in groups] == [2, 2, 1]
+    assert len(caught) == 1
+    assert len(next(trainer.train_many(DATA, SUBSETS[:5], range(5)))) == 2  # no second attempt
+
+
+def ragged(samples):
+    """Batches whose shape depends on their content."""
+    inputs, labels = default_collate(samples)
+    return inputs[..., : 1 + int(labels[0])], labels
+
+
+FIXED = mlp()
+MISUSES = {
+    "ragged batches": (ValueError, "collate_fn: .*different shapes", {}, {"collate_fn": ragged}),
+    "two batch sizes": (ValueError, "trainer has 8 but the dataloader 4", {}, {"batch_size": 4}),
+    "one module": (ValueError, "same module twice", {"model_fn": lambda: FIXED}, {}),
+    "a mean per sample": (ValueError, "loss_fn.*reduction", {"loss_fn": partial(cross_entropy, reduction="none")}, {}),
+    "a module": (TypeError, "model_fn: expected a function that makes a model", {"model_fn": FIXED}, {}),
+    "no model": (TypeError, "model_fn: .*returned NoneType", {"model_fn": lambda: None}, {}),
+    "no loss": (TypeError, "loss_fn", {"loss_fn": "x"}, {}),
+    "no scheduler": (TypeError, "scheduler", {"scheduler": 1}, {}),
+    "no device": (ValueError, "device: 'gpu'", {"device": "gpu"}, {}),
+    "num_epochs": (ValueError, "num_epochs", {"num_epochs": -1}, {}),
+    "batch_size": (ValueError, "batch_size", {"batch_size": 0}, {}),
+    "max_models": (ValueError, "max_models", {"max_models": 0}, {}),
+}
+
+
+@pytest.mark.parametrize("name", MISUSES)
+def test_misuse_is_named(name):
+    kind, message, fields, options = MISUSES[name]
+    with pytest.raises(kind, match=message):
+        train_together(replace(trainer_of(mlp), **fields), **options)
+
+
+def test_seeds_and_batches_must_fit():
+    trainer = trainer_of(mlp)
+    with pytest.raises(ValueError, match="batch_size"):
+        trainer(DataLoader(DATA, batch_size=3))
+    with pytest.raises(ValueError, match="seeds"):
+        list(trainer.train_many(DATA, SUBSETS, [1]))
+
+
+def test_samples_that_are_too_large_to_stay_are_fetched_batch_by_batch():
+    places = torch.tensor([[3, 1], [2, 0]])
+    fetched = _Samples(DATA, None, torch.device("cpu"), limit_bytes=0)
+    assert fetched.resident is None
+    assert torch.equal(fetched.batch(places)[1], DATA.tensors[1][places])
+    with pytest.raises(ValueError, match="equal shapes"):
+        _Samples([(torch.zeros(size),) for size in (1, 2)], None, torch.device("cpu"), 10**6)
+    with pytest.raises(TypeError, match="batches"):
+        _Samples([1, 2], None, torch.device("cpu"), 10**6)

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from dattri.benchmark.build import build_benchmark
 from dattri.benchmark.hub import HUB, publish_benchmark
 from dattri.benchmark.load import load_benchmark
-from dattri.benchmark.models.gpt2 import CHECKPOINT, gpt2
+from dattri.benchmark.models.gpt2 import _CHECKPOINT, gpt2
 from dattri.benchmark.models.music_transformer import MusicTransformer
 from dattri.benchmark.models.nanogpt import NanoGPT
 from dattri.benchmark.models.resnet import ResNet9, _Block
@@ -96,7 +96,7 @@ def serve_wikitext(serve, hub, folder):
         torch.manual_seed(0)
         transformers.GPT2LMHeadModel(transformers.GPT2Config(**TINY_GPT2)).save_pretrained(folder / "gpt2")
     for file in (folder / "gpt2").iterdir():
-        hub.put(CHECKPOINT, file.name, file.read_bytes(), repo_type="model")
+        hub.put(_CHECKPOINT, file.name, file.read_bytes(), repo_type="model")
     for part, count in (("train", 60), ("validation", 30)):
         parquet.write_table(pyarrow.table({"text": ["to be or not to be " * 20] * count}), folder / "text.parquet")
         name = f"wikitext-2-raw-v1/{part}-00000-of-00001.parquet"

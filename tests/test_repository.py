@@ -123,6 +123,9 @@ def test_readme_is_the_index_notebook():
         assert start >= 0, f"README.md lacks {code or heading!r}: run nbdev_readme"
         place = start
     assert sum(bool(code) for code, _ in parts) >= 2
+    shown = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    for code in shown:
+        assert code.startswith("#|") or code.strip() in readme, f"README.md lacks {code!r}: run nbdev_readme"
 
 
 def readme_blocks():
@@ -219,3 +222,24 @@ def test_the_sidebar_leads_to_each_page_once():
     listed = re.findall(r"[\w/]+\.ipynb", (ROOT / "nbs" / "sidebar.yml").read_text())
     pages = [str(path.relative_to(ROOT / "nbs")) for path in (ROOT / "nbs").rglob("*.ipynb")]
     assert sorted(listed) == sorted(pages)
+
+
+@pytest.mark.parametrize("notebook", sorted((ROOT / "nbs").rglob("*.ipynb")), ids=lambda path: path.stem)
+def test_lines_of_notebooks_fit_the_screen(notebook):
+    """As ruff counts: what a comment says to a checker is not part of a line."""
+    text = "\n".join("".join(cell["source"]) for cell in json.loads(notebook.read_text())["cells"])
+    assert not [line for line in text.splitlines() if len(re.sub(r"\s*# (noqa|type:).*", "", line)) > 120]
+
+
+@pytest.mark.parametrize("notebook", sorted((ROOT / "nbs").rglob("*.ipynb")), ids=lambda path: path.stem)
+def test_imports_are_in_cells_of_their_own(notebook):
+    """The docs build runs each cell with an import in it, and nothing else that is not exported."""
+    cells = json.loads(notebook.read_text())["cells"]
+    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    if not any("#| export" in source for source in sources):
+        return  # nothing is documented, so nothing is run
+    for source in sources:
+        if source.startswith("%%") or "#| export" in source:
+            continue
+        kinds = {isinstance(statement, ast.Import | ast.ImportFrom) for statement in ast.parse(source).body}
+        assert len(kinds) <= 1, source

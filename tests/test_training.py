@@ -212,7 +212,7 @@ def test_gpt2_has_the_published_size_and_reads_safetensors(tmp_path, monkeypatch
     saved = new_model(tiny_gpt2, 0)
     saved.save_pretrained(tmp_path)
     assert (tmp_path / "model.safetensors").exists()
-    monkeypatch.setattr(gpt2_module, "CHECKPOINT", str(tmp_path))
+    monkeypatch.setattr(gpt2_module, "_CHECKPOINT", str(tmp_path))
     loaded = gpt2(resid_pdrop=0.3)
     assert_same_weights(loaded, saved)
     assert loaded.config.use_cache is False and loaded.config.resid_pdrop == 0.3

@@ -33,7 +33,9 @@ __all__ = ['BuildError', 'build_benchmark', 'retrain_setting']
 @contextmanager
 def on_plain_torch() -> Iterator[None]:
     """Let data, models and results be plain tensors on the CPU, whatever mode or default device the caller has set."""
-    with torch.inference_mode(False), nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu"):
+    with (
+        torch.inference_mode(False), nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu"),
+    ):
         yield
 
 # %% ../../nbs/benchmark/13_build.ipynb #64c18aba
@@ -52,7 +54,7 @@ def build_benchmark(
     n_jobs: int | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Train the models of a setting and compute its ground truth, as files that `load_benchmark` reads.
+    """Train the models of a setting and compute its ground truth, for `load_benchmark`.
 
     Called again, it goes on where it stopped; with the same seed and thread count it writes the same bytes on a CPU.
 
@@ -61,9 +63,9 @@ def build_benchmark(
     setting : Setting
         The record.
     path : str or path-like
-        Where to build; with it as `download_path`, `load_benchmark` uses what is built. ``benchmark/{name}/`` gets the models
-        in ``models_full/`` and ``models_half/``, tensors in a folder per metric, the models retrained for a ground truth in
-        ``retrained/``, and ``manifest.json``; ``datasets/`` keeps what was downloaded.
+        Where to build; with it as `download_path`, `load_benchmark` uses what is built. ``benchmark/{name}/`` gets the
+        models in ``models_full/`` and ``models_half/``, tensors in a folder per metric, the models retrained for a
+        ground truth in ``retrained/``, and ``manifest.json``; ``datasets/`` keeps what was downloaded.
     metrics : sequence of str, optional
         Of those of the setting. Default: all. Metrics built before stay.
     data : Datasets, optional
@@ -83,14 +85,17 @@ def build_benchmark(
     Raises
     ------
     ValueError
-        If the setting has no such metric, or `path` holds models of another setting of this name; names the differences.
+        If the setting has no such metric, or `path` holds models of another setting of this name; names the
+        differences.
     BuildError
         If the models have learned nothing or the ground truth tells nothing apart; says what was found.
     RetrainError, OSError
         As for `retrain_lds`. What was trained is kept.
     """
     if not isinstance(setting, Setting):
-        raise TypeError(f"setting: expected a Setting, got {type(setting).__name__}; find_setting(model, dataset) gives one")
+        raise TypeError(
+            f"setting: expected a Setting, got {type(setting).__name__}; find_setting(model, dataset) gives one"
+        )
     check_n_jobs(n_jobs)
     asked = _find_metrics(setting, setting.metrics if metrics is None else metrics)
     workspace = Workspace.open(setting.to(device), path, data)
@@ -166,7 +171,7 @@ def _files_of(workspace: Workspace, group: str) -> list[str]:
     """Names of the files of a group of models, relative to the folder of the benchmark."""
     directory = RetrainDir.open(workspace.models_path(group), "lds")
     files = [directory.path / "metadata.yml"]
-    for number in directory.groups:
+    for number in directory.subsets:
         files += [directory.checkpoint(number), directory.indices_file(number)]
     return [file.relative_to(workspace.folder).as_posix() for file in files]
 
@@ -189,8 +194,8 @@ def retrain_setting(
     setting : Setting
         The record.
     mode : str
-        "full", "half": models to attribute; "lds", "loo": models for the ground truth; "full_mislabel", "half_mislabel":
-        models to attribute, trained with wrong labels.
+        "full", "half": models to attribute; "lds", "loo": models for the ground truth; "full_mislabel",
+        "half_mislabel": models to attribute, trained with wrong labels.
     path : str or path-like
         The `path` of `build_benchmark`, which goes on with what exists.
     data : Datasets, optional
@@ -219,7 +224,8 @@ def retrain_setting(
 
 
 def _retrain(
-    workspace: Workspace, group: str, *, partition: tuple[int, int] | None = None, n_jobs: int | None, overwrite: bool = False
+    workspace: Workspace, group: str, *, partition: tuple[int, int] | None = None, n_jobs: int | None,
+    overwrite: bool = False
 ) -> Path:
     """Train a group of models, or a part of it, into its directory."""
     directory = workspace.models_path(group)

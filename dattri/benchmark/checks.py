@@ -46,7 +46,7 @@ def untrained_target(workspace: Workspace) -> float:
 
 # %% ../../nbs/benchmark/12_checks.ipynb #4c555d5e
 def check_models(workspace: Workspace, untrained: float) -> list[Check]:
-    """Whether full and half models have learned anything: their mean loss on the tests, and, for classes, their accuracy."""
+    """Whether full and half models have learned anything: mean loss on the tests and, for classes, accuracy."""
     setting, loader = workspace.setting, workspace.test_loader()
     full, half = (workspace.checkpoints(group) for group in ("full", "half"))
     try:
@@ -56,9 +56,9 @@ def check_models(workspace: Workspace, untrained: float) -> list[Check]:
             f"train_func: it gives another model than create_model ({error}); expected the same layers"
         ) from error
     losses = [_mean_target(target_of(setting), files, loader) for files in (full, half)]
-    found = f"untrained {untrained:.3f}, full {losses[0]:.3f}, half {losses[1]:.3f}"
+    finding = f"untrained {untrained:.3f}, full {losses[0]:.3f}, half {losses[1]:.3f}"
     what = "mean target (a loss: less is better) of full and half models is below that of an untrained one"
-    return [Check(what, found, max(losses) < untrained), *_check_accuracy(workspace, full, half)]
+    return [Check(what, finding, max(losses) < untrained), *_check_accuracy(workspace, full, half)]
 
 
 def _check_accuracy(workspace: Workspace, full: Sequence[Path], half: Sequence[Path]) -> list[Check]:
@@ -70,10 +70,10 @@ def _check_accuracy(workspace: Workspace, full: Sequence[Path], half: Sequence[P
         return []
     chance = float(labels.bincount().max()) / len(labels)
     of_full, of_half = (_mean_target(replace(target, loss_fn=_is_right), files, loader) for files in (full, half))
-    found = f"chance {chance:.3f}, full {of_full:.3f}, half {of_half:.3f}"
+    finding = f"chance {chance:.3f}, full {of_full:.3f}, half {of_half:.3f}"
     return [
-        Check("accuracy of full models is well above chance", found, of_full - chance > 0.25 * (1 - chance)),
-        Check("accuracy of half models is not far below", found, of_half - chance > 0.5 * (of_full - chance)),
+        Check("accuracy of full models is well above chance", finding, of_full - chance > 0.25 * (1 - chance)),
+        Check("accuracy of half models is not far below", finding, of_half - chance > 0.5 * (of_full - chance)),
     ]
 
 

@@ -25,8 +25,7 @@ from .models.gpt2 import read_parquet_texts, text_tokenizer, wikitext_blocks
 from .music import generated_pieces, maestro_pieces, windows
 
 # %% auto #0
-__all__ = ['SOURCES', 'Datasets', 'digits', 'Source', 'fetch', 'read_idx', 'mnist', 'cifar2', 'text_blocks', 'shakespeare',
-           'wikitext2', 'maestro']
+__all__ = ['Datasets', 'digits', 'mnist', 'cifar2', 'shakespeare', 'wikitext2', 'maestro']
 
 # %% ../../nbs/benchmark/06_datasets.ipynb #a413d110
 class Datasets(NamedTuple):
@@ -37,7 +36,7 @@ class Datasets(NamedTuple):
 
 # %% ../../nbs/benchmark/06_datasets.ipynb #d951278c
 def digits(folder: Path | None = None) -> Datasets:
-    """scikit-learn's digits: inputs of shape (1297 and 500, 64) in [0, 1], labels 0 to 9; `folder` is not used."""
+    """scikit-learn's digits: inputs of shape (1297 and 500, 64) in [0, 1], labels 0 to 9."""
     data = load_digits()
     order = torch.randperm(len(data.target), generator=torch.Generator().manual_seed(0))
     inputs = torch.tensor(data.data, dtype=torch.float32)[order] / 16
@@ -118,8 +117,8 @@ def fetch(source: Source, folder: Path) -> Path:
         except (OSError, ValueError) as error:  # requests' errors are OSErrors; a wrong hash is a ValueError
             problems.append(f"{url}: {error}")
     raise OSError(
-        f"{source.name} could not be downloaded to {folder}: {'; '.join(problems)}. Check the network and call again, or put "
-        f"the file (sha256 {source.sha256}) there yourself. The digits settings need no network."
+        f"{source.name} could not be downloaded to {folder}: {'; '.join(problems)}. Check the network and call again, "
+        f"or put the file (sha256 {source.sha256}) there yourself. The digits settings need no network."
     )
 
 # %% ../../nbs/benchmark/06_datasets.ipynb #791e0a03
@@ -127,7 +126,9 @@ def read_idx(file: Path) -> np.ndarray:
     """Array of bytes in a compressed IDX file; `ValueError` if it is something else."""
     content = gzip.decompress(file.read_bytes())
     if content[:3] != b"\x00\x00\x08":
-        raise ValueError(f"{file}: expected an IDX file of bytes, which starts with 00 00 08, got {content[:3].hex(' ')}")
+        raise ValueError(
+            f"{file}: expected an IDX file of bytes, which starts with 00 00 08, got {content[:3].hex(' ')}"
+        )
     axes = content[3]
     shape = struct.unpack_from(f">{axes}I", content, 4)
     return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape)
@@ -170,7 +171,9 @@ def cifar2(folder: Path) -> Datasets:
     with tarfile.open(fetch(SOURCES["cifar10"], folder)) as archive:
 
         def part(names: list[str]) -> TensorDataset:
-            images, labels = (np.concatenate(both) for both in zip(*(_cifar_batch(archive, n) for n in names), strict=True))
+            images, labels = (
+                np.concatenate(both) for both in zip(*(_cifar_batch(archive, n) for n in names), strict=True)
+            )
             kept = (labels == 3) | (labels == 5)  # noqa: PLR2004  (cats and dogs)
             inputs = (torch.tensor(images[kept], dtype=torch.float32) / 255 - 0.5) / 0.5
             return TensorDataset(inputs, torch.tensor(labels[kept] == 5, dtype=torch.int64))  # noqa: PLR2004
@@ -187,7 +190,7 @@ def text_blocks(text: str, characters: list[str], length: int) -> TensorDataset:
 
 # %% ../../nbs/benchmark/06_datasets.ipynb #7225d08c
 def shakespeare(folder: Path) -> Datasets:
-    """Tiny Shakespeare: inputs of shape (3921 and 435, 256), numbers of 65 characters, and the same one character later."""
+    """Tiny Shakespeare: numbers of 65 characters, shape (3921 and 435, 256), and the same one character later."""
     text = fetch(SOURCES["shakespeare"], folder).read_text()
     characters = sorted(set(text))
     cut = int(0.9 * len(text))
@@ -195,7 +198,7 @@ def shakespeare(folder: Path) -> Datasets:
 
 # %% ../../nbs/benchmark/06_datasets.ipynb #713f8b96
 def wikitext2(folder: Path | None = None) -> Datasets:
-    """WikiText-2: blocks of tokens, shape (4656 and 481, 512), as inputs and targets; `folder` is not used, but the hub's cache."""
+    """WikiText-2: blocks of tokens, shape (4656 and 481, 512), as inputs and targets; kept in the hub's cache."""
     tokenizer = text_tokenizer()
 
     def part(name: str) -> TensorDataset:

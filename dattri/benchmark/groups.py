@@ -18,7 +18,7 @@ from ..model_util.retrain import retrain_lds, retrain_loo
 from ..model_util.seeds import derive_seed
 
 # %% auto #0
-__all__ = ['ModelGroup']
+__all__ = []
 
 # %% ../../nbs/benchmark/10_groups.ipynb #6c17cdef
 @dataclass(frozen=True)
@@ -56,7 +56,9 @@ class ModelGroup:
         n_jobs: int | None, overwrite: bool,
     ) -> None:
         """Train the models of a setting, or a part of them, into a directory."""
-        total, runs = getattr(setting, self.count) or setting.train_size, getattr(setting, self.runs) if self.runs else 1
+        total, runs = (
+            getattr(setting, self.count) or setting.train_size, getattr(setting, self.runs) if self.runs else 1,
+        )
         retrain: Callable[..., None]
         if self.ratio is None:
             removed = np.linspace(0, setting.train_size - 1, total).round().astype(int).tolist()

@@ -26,15 +26,18 @@ HUB = "trais-lab/dattri-benchmark"  # the published settings
 def publish_benchmark(
     path: str | Path, repo_id: str, *, private: bool = False, license: str = "unknown"  # noqa: A002
 ) -> str:
-    """Upload what `build_benchmark` has built to a data set repository of the Hugging Face hub, made if it is missing.
+    """Upload what `build_benchmark` has built to a data set repository of the Hugging Face hub.
 
-    One commit gets, for each benchmark, zip files of its models, its tensors and its manifest. ``README.md`` describes all
-    benchmarks of the repository; one that was written by hand stays.
+    The repository is made if it is missing.
+
+    One commit gets, for each benchmark, zip files of its models, its tensors and its manifest. ``README.md`` describes
+    all benchmarks of the repository; one that was written by hand stays.
 
     Parameters
     ----------
     path : str or path-like
-        What `build_benchmark` returned; or the `path` it was given, for every benchmark in it. Retrained models stay here.
+        What `build_benchmark` returned; or the `path` it was given, for every benchmark in it. Retrained models stay
+        here.
     repo_id : str
         The repository, such as "you/your-benchmark". ``HF_TOKEN`` or ``hf auth login`` says who you are.
     private : bool
@@ -63,20 +66,22 @@ def publish_benchmark(
         return _upload(manifests, repo_id, f"Add {names}", private=private, license=license)
     except Exception as error:  # whatever the client raises
         raise OSError(
-            f"{names} was not published to {repo_id}: {type(error).__name__}: {error}. Check the network, and that HF_TOKEN "
-            "or `hf auth login` lets you write there."
+            f"{names} was not published to {repo_id}: {type(error).__name__}: {error}. Check the network, and that "
+            "HF_TOKEN or `hf auth login` lets you write there."
         ) from error
 
 
 def _built(root: Path) -> dict[Path, Manifest]:
     """Folders of benchmarks that were built, with their manifests; `ValueError` if a file is not as listed."""
-    candidates = [root] if (root / MANIFEST).exists() else [file.parent for file in root.glob(f"benchmark/*/{MANIFEST}")]
+    candidates = (
+        [root] if (root / MANIFEST).exists() else [file.parent for file in root.glob(f"benchmark/*/{MANIFEST}")]
+    )
     manifests = {folder: Manifest.read(folder) for folder in sorted(candidates)}
     built = {folder: manifest for folder, manifest in manifests.items() if manifest is not None and not manifest.origin}
     if not built:
         raise FileNotFoundError(
-            f"path: nothing that was built in {root} or its folder benchmark; expected what build_benchmark returned, or "
-            "its path"
+            f"path: nothing that was built in {root} or its folder benchmark; expected what build_benchmark returned, "
+            "or its path"
         )
     for folder, manifest in built.items():
         for name, what in manifest.deviations(folder).items():
@@ -92,7 +97,9 @@ def _upload(manifests: Mapping[Path, Manifest], repo_id: str, message: str, *, p
     api = HfApi(library_name="dattri")
     api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
     others = _published(api, repo_id)
-    card = dataset_card(repo_id, {**others, **{folder.name: manifest for folder, manifest in manifests.items()}}, license)
+    card = dataset_card(
+        repo_id, {**others, **{folder.name: manifest for folder, manifest in manifests.items()}}, license
+    )
     operations = [CommitOperationAdd("README.md", card.encode())] if _may_write_card(api, repo_id) else []
     first = next(iter(manifests))
     with tempfile.TemporaryDirectory(dir=first.parent, prefix=f".{first.name}.", suffix=".part") as zips:
@@ -129,12 +136,13 @@ def dataset_card(repo_id: str, manifests: Mapping[str, Manifest], license: str) 
     size = max(int(manifest.setting.get("train_size", "0")) for manifest in manifests.values())
     category = next((name for most, name in _SIZES.items() if size < most), "n>1M")
     data = DatasetCardData(
-        license=license, size_categories=[category], tags=["training-data-attribution", "dattri"], pretty_name=repo_id.rsplit("/", maxsplit=1)[-1]
+        license=license, size_categories=[category], tags=["training-data-attribution", "dattri"],
+        pretty_name=repo_id.rsplit("/", maxsplit=1)[-1]
     )
     sections = "\n".join(_section(repo_id, manifest) for _, manifest in sorted(manifests.items()))
     introduction = (
-        "Trained models, and ground truth from retraining, to judge training-data attribution with; built and loaded by "
-        "[dattri](https://github.com/trais-lab/dattri).\n"
+        "Trained models, and ground truth from retraining, to judge training-data attribution with; built and loaded "
+        "by [dattri](https://github.com/trais-lab/dattri).\n"
     )
     return str(DatasetCard(f"---\n{data.to_yaml()}\n---\n\n{_MARK}\n\n{introduction}\n{sections}"))
 
@@ -155,11 +163,10 @@ def _section(repo_id: str, manifest: Manifest) -> str:
 
 ```python
 from dataclasses import replace
-from dattri.benchmark.load import load_setting
-from dattri.benchmark.settings import find_setting
+from dattri import find_setting, load_benchmark, register_setting
 
-setting = replace(find_setting({model!r}, {dataset!r}), repo_id={repo_id!r})
-attributes, ground_truth = load_setting(setting, {metric!r})
+register_setting(replace(find_setting({model!r}, {dataset!r}), repo_id={repo_id!r}), replace=True)
+attributes, ground_truth = load_benchmark({model!r}, {dataset!r}, {metric!r})
 ```
 """
     for head, rows in tables.items():
@@ -234,26 +241,33 @@ def fetch_file(repo_id: str, name: str, revision: str | None = None, *, force: b
     OSError
         If the hub cannot be reached, stops half-way or sends other bytes. Each names file and URL, and what to do.
     """
-    from huggingface_hub import errors, hf_hub_download, hf_hub_url  # noqa: PLC0415  (reads HF_ENDPOINT when it is imported)
+    from huggingface_hub import errors, hf_hub_download, hf_hub_url  # noqa: PLC0415  (reads HF_ENDPOINT at import)
 
     what = f"{name} of the data set {repo_id} ({hf_hub_url(repo_id, name, repo_type='dataset', revision=revision)})"
     try:
         file = Path(
-            hf_hub_download(repo_id, name, repo_type="dataset", revision=revision, force_download=force, library_name="dattri")
+            hf_hub_download(
+                repo_id, name, repo_type="dataset", revision=revision, force_download=force, library_name="dattri"
+            )
         )
     except Exception as error:  # whatever the client raises for networks, disks and servers
         absent = (errors.EntryNotFoundError, errors.RepositoryNotFoundError, errors.RevisionNotFoundError)
         if isinstance(error, absent) and not isinstance(error, errors.LocalEntryNotFoundError):
             raise FileNotFoundError(
-                f"{what} is not on the hub, or not for you: {type(error).__name__}. Check repo_id and revision of the setting, and "
+                f"{what} is not on the hub, or not for you: {type(error).__name__}. Check repo_id and revision of the "
+                "setting, and "
                 "HF_TOKEN if the repository is private. If it was added lately, call again with redownload=True."
             ) from error
         raise OSError(
-            f"{what} could not be fetched: {type(error).__name__}: {error}. Nothing is half done: check the network (and "
-            'HF_ENDPOINT and HF_HUB_OFFLINE, if you set them) and call again. load_benchmark("lr", "digits", ...) needs no network.'
+            f"{what} could not be fetched: {type(error).__name__}: {error}. Nothing is half done: check the network "
+            "(and "
+            'HF_ENDPOINT and HF_HUB_OFFLINE, if you set them) and call again. load_benchmark("lr", "digits", ...) '
+            'needs no network.'
         ) from error
     if not _is_as_named(file):
         file.resolve().unlink()
         file.unlink(missing_ok=True)
-        raise OSError(f"{what} arrived with other bytes than the hub names. They are removed: call again to fetch them again.")
+        raise OSError(
+            f"{what} arrived with other bytes than the hub names. They are removed: call again to fetch them again."
+        )
     return file

@@ -41,7 +41,7 @@ def load_benchmark(
     device: torch.device | str | None = None,
     n_jobs: int | None = None,
 ) -> tuple[dict[str, Any], Any]:
-    """Everything needed to benchmark an attribution method on a setting, and the ground truth to judge its scores.
+    """What is needed to benchmark an attribution method on a setting, and the ground truth.
 
     Parameters
     ----------
@@ -50,11 +50,11 @@ def load_benchmark(
     metric : str
         "lds", "loo" or "mislabel", as far as the setting has it.
     download_path : str or path-like
-        Where models, ground truth (``benchmark/``) and data (``datasets/``) are kept. What `build_benchmark` has built at this
-        path is used.
+        Where models, ground truth (``benchmark/``) and data (``datasets/``) are kept. What `build_benchmark` has built
+        at this path is used.
     redownload : bool
-        Fetch everything again, also what exists and is whole. For a setting that is built: build again what is missing or
-        has changed.
+        Fetch everything again, also what exists and is whole. For a setting that is built: build again what is missing
+        or has changed.
     device : torch.device or str, optional
         Where `train_func`, `target_func` and `loss_func` work and a build trains. Default: the CPU.
     n_jobs : int, optional
@@ -63,26 +63,26 @@ def load_benchmark(
     Returns
     -------
     attributes : dict
-        ``"model"``: an untrained `torch.nn.Module` in evaluation mode, which all checkpoints fit.
-        ``"models_full"``, ``"models_half"``: lists of str, paths of state dicts, ``model.load_state_dict(torch.load(path))``; of
-        models trained on all training samples with different seeds, and on a random half each.
-        ``"train_dataset"``, ``"test_dataset"``: data sets in the order of the ground truth.
-        ``"train_sampler"``, ``"test_sampler"``: a `SubsetSampler` of the samples that are used; position p is row p of a score.
-        ``"loss_func"``, ``"target_func"``, which are the same: ``function(checkpoint, dataloader)`` with the path of a
-        checkpoint (an `EnsembleTarget`, as all settings here have one, also takes a state dict or a module) and a loader; a loss
-        per sample, tensor of shape (num_samples,).
-        ``"train_func"``: ``train_func(dataloader)``, or ``train_func(dataloader, seed=0)`` with the settings here; a trained model.
+        ``"model"``: an untrained `torch.nn.Module` in evaluation mode, which all checkpoints fit. ``"models_full"``,
+        ``"models_half"``: lists of str, paths of state dicts, ``model.load_state_dict(torch.load(path))``; of models
+        trained on all training samples with different seeds, and on a random half each. ``"train_dataset"``,
+        ``"test_dataset"``: data sets in the order of the ground truth. ``"train_sampler"``, ``"test_sampler"``: a
+        `SubsetSampler` of the samples that are used; position p is row p of a score. ``"loss_func"``,
+        ``"target_func"``, which are the same: ``function(checkpoint, dataloader)`` with the path of a checkpoint (an
+        `EnsembleTarget`, as all settings here have one, also takes a state dict or a module) and a loader; a loss per
+        sample, tensor of shape (num_samples,). ``"train_func"``: ``train_func(dataloader)``, or
+        ``train_func(dataloader, seed=0)`` with the settings here; a trained model.
     ground_truth : GroundTruth or tensor
-        For "lds" and "loo" what `lds` and `loo_corr` take, values and indices; the values are minus the mean target of a
-        subset's models, and the target of the model without a sample: both larger where larger scores say so. For "mislabel"
-        the binary tensor that `mislabel_detection_auc` takes, shape (num_train,). The training data then have wrong labels,
-        and the models were trained with them.
+        For "lds" and "loo" what `lds` and `loo_corr` take, values and indices; the values are minus the mean target of
+        a subset's models, and the target of the model without a sample: both larger where larger scores say so. For
+        "mislabel" the binary tensor that `mislabel_detection_auc` takes, shape (num_train,). The training data then
+        have wrong labels, and the models were trained with them.
 
     Raises
     ------
     ValueError
-        If there is no such setting or metric (lists those there are), or files are damaged, could do harm, or do not fit
-        each other or the setting. Nothing of such files is put into place.
+        If there is no such setting or metric (lists those there are), or files are damaged, could do harm, or do not
+        fit each other or the setting. Nothing of such files is put into place.
     OSError
         If something cannot be fetched; names file and URL. What was fetched before is kept.
     """
@@ -144,8 +144,9 @@ def _make_ready(workspace: Workspace, metric: Metric, *, redownload: bool, n_job
         _fetch(workspace, [metric], force=False)
     else:
         raise ValueError(
-            f"{workspace.folder} was built here, without {metric.name}: build_benchmark(setting, {str(workspace.root)!r}, "
-            f"metrics=[{metric.name!r}]) adds it, and load_benchmark with redownload=True replaces it by what is on the hub"
+            f"{workspace.folder} was built here, without {metric.name}: build_benchmark(setting, "
+            f"{str(workspace.root)!r}, metrics=[{metric.name!r}]) adds it, and load_benchmark with redownload=True "
+            "replaces it by what is on the hub"
         )
 
 # %% ../../nbs/benchmark/14_load.ipynb #7c8e39a9
@@ -177,8 +178,13 @@ def _fetch(workspace: Workspace, metrics: Iterable[Metric], *, force: bool) -> N
             except ValueError as error:
                 remedy = "Nothing was put into place; once the file is fixed, call again with redownload=True."
                 raise ValueError(f"{str(error).rstrip('.')}. {remedy}") from error
-        names = [f"{part}/{file.relative_to(workspace.folder / part).as_posix()}" for file in (workspace.folder / part).rglob("*.pt")]
-        manifest = replace(manifest, origin={**origin, "commit": str(repository.revision)}).listing(workspace.folder, names)
+        names = [
+            f"{part}/{file.relative_to(workspace.folder / part).as_posix()}"
+            for file in (workspace.folder / part).rglob("*.pt")
+        ]
+        manifest = replace(manifest, origin={**origin, "commit": str(repository.revision)}).listing(
+            workspace.folder, names
+        )
         manifest.write(workspace.folder)
 
 # %% ../../nbs/benchmark/14_load.ipynb #d7c2cda1

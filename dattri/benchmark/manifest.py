@@ -21,7 +21,7 @@ from .. import __version__
 from ..model_util.checkpoint import atomic_write
 
 # %% auto #0
-__all__ = ['Manifest']
+__all__ = []
 
 # %% ../../nbs/benchmark/02_manifest.ipynb #8c1f3c5a
 MANIFEST = "manifest.json"
@@ -45,7 +45,8 @@ class Check(NamedTuple):
 def _versions() -> dict[str, str]:
     """What a benchmark was made with."""
     return {
-        "dattri": __version__, "torch": str(torch.__version__), "numpy": np.__version__, "python": platform.python_version(),
+        "dattri": __version__, "torch": str(torch.__version__), "numpy": np.__version__,
+        "python": platform.python_version(),
     }
 
 # %% ../../nbs/benchmark/02_manifest.ipynb #30ec8928
@@ -60,8 +61,8 @@ class Manifest:
     samples : dict of str
         Digests of the training and the test samples.
     origin : dict of str
-        For a downloaded benchmark its ``repo_id``, the ``revision`` that was asked for and the ``commit``; empty for one
-        that was built.
+        For a downloaded benchmark its ``repo_id``, the ``revision`` that was asked for and the ``commit``; empty for
+        one that was built.
     checks : list of Check
         What was checked when it was built.
     details : dict of str
@@ -79,7 +80,7 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> Manifest | None:
-        """The manifest of a folder, None if there is none; `ValueError` if it cannot be trusted or is of a newer format."""
+        """The manifest of a folder, None if there is none; `ValueError` if it is damaged or of a newer format."""
         file = folder / MANIFEST
         return cls.parse(file.read_bytes(), file) if file.exists() else None
 
@@ -133,9 +134,13 @@ def _check_fields(record: dict[str, Any], file: Path) -> None:
         if not isinstance(value, dict) or not all(isinstance(text, str) for pair in value.items() for text in pair):
             raise ValueError(f"{file} is damaged: expected text by name in {name!r}")
     checks = record.get("checks")
-    known = isinstance(checks, list) and all(isinstance(check, dict) and set(check) == set(Check._fields) for check in checks)
+    known = isinstance(checks, list) and all(
+        isinstance(check, dict) and set(check) == set(Check._fields) for check in checks
+    )
     if not known or set(record) != {*texts, "checks"}:
-        raise ValueError(f"{file} is damaged: expected the fields {', '.join([*texts, 'checks'])}, got {', '.join(record)}")
+        raise ValueError(
+            f"{file} is damaged: expected the fields {', '.join([*texts, 'checks'])}, got {', '.join(record)}"
+        )
     for name, value in record["files"].items():
         path = PurePosixPath(name)
         if path.is_absolute() or not path.parts or ".." in path.parts or re.search(r"[\\:\0]", name):

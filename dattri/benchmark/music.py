@@ -19,8 +19,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 # %% auto #0
-__all__ = ['NOTE_OFF', 'SHIFT', 'VELOCITY', 'END', 'PAD', 'VOCABULARY', 'LARGEST_PIECE', 'Note', 'Pedal', 'pedals', 'sustained',
-           'encode', 'note_tokens', 'read_midi', 'maestro_pieces', 'windows', 'generated_pieces']
+__all__ = []
 
 # %% ../../nbs/benchmark/05_music.ipynb #2786ee60
 NOTE_OFF, SHIFT, VELOCITY, END, PAD, VOCABULARY = 128, 256, 356, 388, 389, 390
@@ -50,17 +49,17 @@ def pedals(controls: Iterable[Any]) -> list[Pedal]:
     controls : iterable
         Changes of controller 64 in order of time, objects with `value` (0 to 127) and `time` (seconds).
     """
-    found: list[Pedal] = []
+    pressed: list[Pedal] = []
     down = None
     for control in controls:
         if control.value >= 64:
             down = control.time if down is None else down
         elif down is not None:
-            found.append(Pedal(down, control.time))
+            pressed.append(Pedal(down, control.time))
             down = None
-        elif found:
-            found[-1] = found[-1]._replace(up=control.time)
-    return found
+        elif pressed:
+            pressed[-1] = pressed[-1]._replace(up=control.time)
+    return pressed
 
 # %% ../../nbs/benchmark/05_music.ipynb #abf50c91
 def _ringing(notes: list[Note], up: float) -> list[Note]:
@@ -193,7 +192,7 @@ def _opened(archive: Path) -> zipfile.ZipFile:
 
 
 def maestro_pieces(archive: Path, split: str) -> Iterator[list[int]]:
-    """Tokens of MAESTRO's pieces in the order of their file names, whatever their folders, each read when it is its turn.
+    """Tokens of MAESTRO's pieces in the order of their file names, each read when it is its turn.
 
     Parameters
     ----------
@@ -213,7 +212,8 @@ def maestro_pieces(archive: Path, split: str) -> Iterator[list[int]]:
         except KeyError as error:
             raise ValueError(f"{archive}: expected the MIDI archive of MAESTRO v2.0.0, got {error.args[0]}") from error
     names = sorted(
-        (record["midi_filename"] for record in records if record["split"] == split), key=lambda name: PurePosixPath(name).name
+        (record["midi_filename"] for record in records if record["split"] == split),
+        key=lambda name: PurePosixPath(name).name
     )
     if not names:
         splits = sorted({record["split"] for record in records})
@@ -261,8 +261,8 @@ def windows(pieces: Iterable[list[int]], length: int = 256, *, limit: int | None
             count += len(parts[-1])
         if limit is not None and count >= limit:
             break
-    found = torch.cat(parts)[:limit]
-    return TensorDataset(found[:, :-1].contiguous(), found[:, 1:].contiguous())
+    tokens = torch.cat(parts)[:limit]
+    return TensorDataset(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
 
 # %% ../../nbs/benchmark/05_music.ipynb #7eb88d7f
 LARGEST_PIECE = 16 * 2**20
@@ -321,6 +321,9 @@ def generated_pieces(archive: Path) -> list[list[int]]:
             raise ValueError(f"{archive}: expected one pickle per piece, got no file; download it again")
         total = sum(member.file_size for member in members)
         if total > 4 * LARGEST_PIECE:
-            raise ValueError(f"{archive}: expected a few kilobytes per piece, got {total} bytes, which is more than {4 * LARGEST_PIECE}")
+            raise ValueError(
+                f"{archive}: expected a few kilobytes per piece, got {total} bytes, which is more than "
+                f"{4 * LARGEST_PIECE}"
+            )
         members.sort(key=lambda member: member.filename)
         return [_generated_piece(opened, member) for member in members]

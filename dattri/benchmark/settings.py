@@ -26,7 +26,9 @@ from .models.linear import MLP, LogisticRegression
 from .models.music_transformer import MusicTransformer
 from .models.nanogpt import NanoGPT
 from .models.resnet import ResNet9
-from .training import SingleModelTrainer, block_loss, cosine, decay_matrices, last_token_loss, next_token_loss
+from dattri.benchmark.training import (
+    SingleModelTrainer, block_loss, cosine, decay_matrices, last_token_loss, next_token_loss,
+)
 from .utils import SubsetSampler
 from ..model_util.ensemble import EnsembleTrainer
 from ..model_util.validation import check_int
@@ -35,10 +37,11 @@ from ..model_util.seeds import derive_seed, seeded
 from ..model_util.target import EnsembleTarget
 
 # %% auto #0
-__all__ = ['Setting', 'register_setting', 'find_setting', 'SettingTable', 'list_benchmarks']
+__all__ = ['Setting', 'register_setting', 'find_setting', 'list_benchmarks']
 
 # %% ../../nbs/benchmark/09_settings.ipynb #741d96ff
-_NOT_IN_FINGERPRINT = {"create_model", "metrics", "repo_id", "revision"}  # the functions make models; and where files are
+# the functions make models; and where files are
+_NOT_IN_FINGERPRINT = {"create_model", "metrics", "repo_id", "revision"}
 
 
 def _first(dataset: Dataset, size: int) -> Dataset:
@@ -65,7 +68,8 @@ class Setting:
         Trains a model on a loader, as for `retrain_lds`; an `EnsembleTrainer` where the model allows.
     target_func : callable
         ``target_func(checkpoint, loader)`` with the path of a state dict: a tensor with one value per sample, shape
-        (num_samples,), larger for a worse prediction; usually the loss that models are trained with, and an `EnsembleTarget`.
+        (num_samples,), larger for a worse prediction; usually the loss that models are trained with, and an
+        `EnsembleTarget`.
     train_size, test_size : int
         The first samples of the data sets that are used.
     batch_size : int
@@ -73,7 +77,8 @@ class Setting:
     metrics : tuple of str
         Of "lds", "loo" and "mislabel": those that there is ground truth for.
     repo_id, revision : str, optional
-        Data set repository of the Hugging Face hub that has the models and the ground truth. Default: they are built here.
+        Data set repository of the Hugging Face hub that has the models and the ground truth. Default: they are built
+        here.
     seed : int
         From which all models and subsets are drawn.
     num_full, num_half : int
@@ -149,7 +154,11 @@ class Setting:
     def load_datasets(self, folder: Path) -> datasets.Datasets:
         """Training and test data; `TypeError` or `ValueError` if they are no pair of data sets with enough samples."""
         data = self.create_datasets(folder)
-        if not isinstance(data, (tuple, list)) or len(data) != 2 or not all(hasattr(part, "__getitem__") for part in data):
+        if (
+            not isinstance(data, (tuple, list))
+            or len(data) != 2
+            or not all(hasattr(part, "__getitem__") for part in data)
+        ):
             raise TypeError(
                 "create_datasets: expected training and test data, Datasets(train, test), it returned "
                 f"{type(data).__name__}"
@@ -188,7 +197,9 @@ class Setting:
         for name in ("train_func", "target_func"):
             function = values.pop(name)
             values[name] = function_name(function)
-            values |= {f"{name} {argument}": describe(value) for argument, value in function_arguments(function).items()}
+            values |= {
+                f"{name} {argument}": describe(value) for argument, value in function_arguments(function).items()
+            }
         return {name: value if isinstance(value, str) else describe(value) for name, value in values.items()}
 
     def to(self, device: torch.device | str | None) -> Setting:
@@ -309,17 +320,20 @@ def _classifier(model_fn: Callable[[], nn.Module], *, num_epochs: int, batch_siz
     optimizer = partial(torch.optim.SGD, **sgd)
     return {
         "create_model": model_fn,
-        "train_func": EnsembleTrainer(model_fn, nn.functional.cross_entropy, optimizer=optimizer, num_epochs=num_epochs),
+        "train_func": EnsembleTrainer(
+            model_fn, nn.functional.cross_entropy, optimizer=optimizer, num_epochs=num_epochs
+        ),
         "target_func": EnsembleTarget(model_fn, partial(nn.functional.cross_entropy, reduction="none")),
         "batch_size": batch_size,
     }
 
 
 def _language_model(
-    model_fn: Callable[[], nn.Module], loss_fn: Callable[..., torch.Tensor], architecture: Callable[[], nn.Module] | None = None,
+    model_fn: Callable[[], nn.Module], loss_fn: Callable[..., torch.Tensor],
+    architecture: Callable[[], nn.Module] | None = None,
     **training: Any,
 ) -> dict[str, Any]:
-    """How a transformer is made, trained and judged; `architecture` makes one without the weights it is trained from."""
+    """How a transformer is made, trained and judged; `architecture` makes one without pretrained weights."""
     architecture = architecture or model_fn
     return {
         "create_model": architecture,
@@ -355,23 +369,28 @@ for _setting in (
         metrics=("lds",), repo_id=HUB, **_classifier(ResNet9, num_epochs=10, batch_size=64, lr=0.01, momentum=0.9),
     ),
     Setting(
-        model="musictransformer", dataset="maestro", create_datasets=datasets.maestro, train_size=5000, test_size=178, batch_size=64,
+        model="musictransformer", dataset="maestro", create_datasets=datasets.maestro, train_size=5000, test_size=178,
+        batch_size=64,
         **_language_model(
-            MusicTransformer, last_token_loss, optimizer=partial(torch.optim.Adam, lr=1e-4, betas=(0.9, 0.98), eps=1e-8),
+            MusicTransformer, last_token_loss,
+            optimizer=partial(torch.optim.Adam, lr=1e-4, betas=(0.9, 0.98), eps=1e-8),
             num_epochs=20, keep_best=True,
         ),
     ),
     Setting(
-        model="nanogpt", dataset="shakespeare", create_datasets=datasets.shakespeare, train_size=3921, test_size=435, batch_size=32,
+        model="nanogpt", dataset="shakespeare", create_datasets=datasets.shakespeare, train_size=3921, test_size=435,
+        batch_size=32,
         **_language_model(
             NanoGPT, block_loss, optimizer=partial(decay_matrices, lr=1e-3, betas=(0.9, 0.99), weight_decay=0.1),
             num_steps=5000, schedule=cosine(100, 5000, 0.1), clip_norm=1.0,
         ),
     ),
     Setting(
-        model="gpt2", dataset="wikitext2", create_datasets=datasets.wikitext2, train_size=4656, test_size=481, batch_size=8,
+        model="gpt2", dataset="wikitext2", create_datasets=datasets.wikitext2, train_size=4656, test_size=481,
+        batch_size=8,
         **_language_model(
-            gpt2, next_token_loss, partial(gpt2, pretrained=False), optimizer=partial(torch.optim.AdamW, lr=5e-5), num_epochs=3
+            gpt2, next_token_loss, partial(gpt2, pretrained=False), optimizer=partial(torch.optim.AdamW, lr=5e-5),
+            num_epochs=3
         ),
     ),
 ):

@@ -123,10 +123,12 @@ def decay_matrices(parameters: Iterable[torch.Tensor], *, weight_decay: float, *
 # %% ../../nbs/benchmark/07_training.ipynb #8b353e24
 def _check_length(num_epochs: Any, num_steps: Any, keep_best: Any) -> None:
     """`ValueError` unless there is one length of training, and epochs if the best of them is wanted."""
-    given = {name: value for name, value in {"num_epochs": num_epochs, "num_steps": num_steps}.items() if value is not None}
-    if len(given) != 1:
-        raise ValueError(f"num_epochs, num_steps: expected exactly one of them, got {given or 'neither'}")
-    for name, value in given.items():
+    passed = {
+        name: value for name, value in {"num_epochs": num_epochs, "num_steps": num_steps}.items() if value is not None
+    }
+    if len(passed) != 1:
+        raise ValueError(f"num_epochs, num_steps: expected exactly one of them, got {passed or 'neither'}")
+    for name, value in passed.items():
         check_int(name, value, 0)
     if keep_best and num_epochs is None:
         raise ValueError("keep_best: the best epoch can be kept only if training is counted in epochs; pass num_epochs")
@@ -141,7 +143,9 @@ def _check_step(optimizer: Any, schedule: Any, clip_norm: Any) -> None:
         )
     if schedule is not None and not callable(schedule):
         raise TypeError(f"schedule: expected a function of the step, got {type(schedule).__name__}; see cosine")
-    if clip_norm is not None and (isinstance(clip_norm, bool) or not isinstance(clip_norm, (int, float)) or not clip_norm > 0):
+    if clip_norm is not None and (
+        isinstance(clip_norm, bool) or not isinstance(clip_norm, (int, float)) or not clip_norm > 0
+    ):
         raise ValueError(f"clip_norm: expected a number above 0, or None for no clipping, got {clip_norm!r}")
 
 # %% ../../nbs/benchmark/07_training.ipynb #fbc97edb
@@ -149,7 +153,8 @@ def _check_step(optimizer: Any, schedule: Any, clip_norm: Any) -> None:
 class SingleModelTrainer:
     """A training function for models that are trained one at a time.
 
-    Call it like any training function, ``trainer(dataloader, seed=None)``, or pass it to `retrain_loo` or `retrain_lds`.
+    Call it like any training function, ``trainer(dataloader, seed=None)``, or pass it to `retrain_loo` or
+    `retrain_lds`.
 
     Parameters
     ----------
@@ -161,15 +166,15 @@ class SingleModelTrainer:
     optimizer : callable
         From a model's parameters to an optimizer, e.g. ``functools.partial(torch.optim.AdamW, lr=1e-3)``.
     num_epochs, num_steps : int
-        Passes through the loader, or steps of the optimizer, 0 or more; exactly one of them. Steps go round the loader as
-        often as it takes.
+        Passes through the loader, or steps of the optimizer, 0 or more; exactly one of them. Steps go round the loader
+        as often as it takes.
     schedule : callable, optional
         From the number of a step, 0 for the first, to a factor of the learning rate, e.g. `cosine`.
     clip_norm : float, optional
         Longer gradients, all parameters together, are scaled to this length; above 0.
     keep_best : bool
-        Keep the state after the epoch that had the lowest mean loss of its samples, measured while it trained, instead of
-        the last. Only with `num_epochs`.
+        Keep the state after the epoch that had the lowest mean loss of its samples, measured while it trained, instead
+        of the last. Only with `num_epochs`.
     device : torch.device or str, optional
         Where to train. Default: where `model_fn` puts the model.
 
@@ -178,7 +183,8 @@ class SingleModelTrainer:
     TypeError
         If `model_fn`, `loss_fn`, `optimizer` or `schedule` is no function.
     ValueError
-        If both or neither of `num_epochs` and `num_steps` are given, a number is out of its range, or `device` is no device.
+        If both or neither of `num_epochs` and `num_steps` are given, a number is out of its range, or `device` is no
+        device.
     """
 
     model_fn: Callable[[], nn.Module]
@@ -253,7 +259,8 @@ class SingleModelTrainer:
         if losses.shape != (len(inputs),):
             raise ValueError(
                 f"loss_fn: expected one value for each of the {len(inputs)} samples of a batch, got shape "
-                f"{tuple(losses.shape)}; torch's losses need reduction='none', block_loss and its like are made for this"
+                f"{tuple(losses.shape)}; torch's losses need reduction='none', block_loss and its like are made for "
+                "this"
             )
         losses.mean().backward()
         if self.clip_norm is not None:

@@ -65,8 +65,8 @@ def flip_label(
     Raises
     ------
     ValueError
-        If `p` is outside [0, 1], `label` or `label_space` is not one-dimensional, or the label space offers nothing else to
-        flip to or does not fit the dtype of `label`.
+        If `p` is outside [0, 1], `label` or `label_space` is not one-dimensional, or the label space offers nothing
+        else to flip to or does not fit the dtype of `label`.
     """
     original = _numpy(label)
     if original.ndim != 1:
@@ -75,8 +75,14 @@ def flip_label(
         raise ValueError(f"p: expected a share in [0, 1], got {p!r}")
     space = original if label_space is None else _numpy(label_space)
     if space.ndim != 1:
-        remedy = f"a share of the samples is passed as p={label_space}" if space.ndim == 0 and space.dtype.kind in "iuf" else "pass list(...)"
-        raise ValueError(f"label_space: expected a list of labels, got {label_space!r} of shape {space.shape}; {remedy}")
+        remedy = (
+            f"a share of the samples is passed as p={label_space}"
+            if space.ndim == 0 and space.dtype.kind in "iuf"
+            else "pass list(...)"
+        )
+        raise ValueError(
+            f"label_space: expected a list of labels, got {label_space!r} of shape {space.shape}; {remedy}"
+        )
     generator = np.random.default_rng(seed)
     space = np.unique(space)
     indices = np.sort(generator.choice(len(original), int(p * len(original)), replace=False))

@@ -32,40 +32,42 @@ def _check_pair(ground_truth: Any) -> tuple[torch.Tensor, Any]:
     targets = as_real_tensor("ground_truth", ground_truth[0])
     if targets.ndim != 2 or len(targets) == 0:
         raise ValueError(
-            "ground_truth: expected targets of shape (num_subsets, num_test) for lds or (num_models, num_test) for loo_corr, "
-            f"got {tuple(targets.shape)}"
+            "ground_truth: expected targets of shape (num_subsets, num_test) for lds or (num_models, num_test) for "
+            f"loo_corr, got {tuple(targets.shape)}"
         )
     return targets if targets.is_floating_point() else targets.double(), ground_truth[1]
 
 
 def _subsets_of(ground_truth: Any) -> tuple[torch.Tensor, Subsets]:
     """Targets and subsets of a ground truth for `lds`."""
-    targets, given = _check_pair(ground_truth)
-    subsets = read_subsets(given)
-    if len(subsets.given) != len(targets):
+    targets, positions = _check_pair(ground_truth)
+    subsets = read_subsets(positions)
+    if len(subsets.rows) != len(targets):
         raise ValueError(
             f"ground_truth: expected one subset for each row of targets, got targets of shape {tuple(targets.shape)} "
-            f"and {len(subsets.given)} subsets"
+            f"and {len(subsets.rows)} subsets"
         )
     return targets, subsets
 
 
 def _removed_of(ground_truth: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Targets and removed positions of a ground truth for `loo_corr`."""
-    targets, given = _check_pair(ground_truth)
-    indices = as_real_tensor("ground_truth", given)
+    targets, positions = _check_pair(ground_truth)
+    indices = as_real_tensor("ground_truth", positions)
     if indices.ndim != 1 or len(indices) != len(targets):
         raise ValueError(
             "ground_truth: expected targets of shape (num_models, num_test) and indices of shape (num_models,), got "
             f"{tuple(targets.shape)} and {tuple(indices.shape)}"
         )
     if indices.dtype == torch.bool:
-        raise ValueError("ground_truth: the indices are a mask; expected the removed positions, such as mask.nonzero()[:, 0]")
+        raise ValueError(
+            "ground_truth: the indices are a mask; expected the removed positions, such as mask.nonzero()[:, 0]"
+        )
     return targets, whole_numbers(indices)
 
 # %% ../../nbs/metric/01_correlation.ipynb #696ef578
 class Ranks(NamedTuple):
-    """Ranks of each row's values, centred at 0, ties averaged, float64; and the least difference of two values of each row."""
+    """Ranks of each row's values, centred, ties averaged, float64; and the least difference of two values of a row."""
 
     places: torch.Tensor
     least_gap: torch.Tensor
@@ -76,8 +78,8 @@ def ranks(values: torch.Tensor) -> Ranks:
     if values.device.type != "cpu":
         return _ranks_of(values)
     blocks = row_blocks(len(values), values.shape[1], 2**17, least=1) or [slice(0, 0)]
-    found = map_blocks(lambda rows: _ranks_of(values[rows]), blocks)
-    return Ranks(torch.cat([part.places for part in found]), torch.cat([part.least_gap for part in found]))
+    ranked = map_blocks(lambda rows: _ranks_of(values[rows]), blocks)
+    return Ranks(torch.cat([part.places for part in ranked]), torch.cat([part.least_gap for part in ranked]))
 
 
 def _argsort(values: torch.Tensor) -> torch.Tensor:
@@ -138,19 +140,19 @@ def lds(score: Any, ground_truth: tuple[torch.Tensor, torch.Tensor]) -> Correlat
     """Linear datamodeling score: do sums of scores rank the retrained models as retraining did?
 
     For each test sample, Spearman's rank correlation over the subsets between the sum of the scores of the samples in
-    the subset and the target of the model trained on it (Park et al. 2023, arXiv:2303.14186, definition 2.1). Sums are exact,
-    rounded once to float64: neither the order of the training samples nor ties by rounding play a part.
+    the subset and the target of the model trained on it (Park et al. 2023, arXiv:2303.14186, definition 2.1). Sums are
+    exact, rounded once to float64: neither the order of the training samples nor ties by rounding play a part.
 
     Parameters
     ----------
     score : tensor, shape (num_train, num_test)
         Attribution scores of any real dtype; larger means that the training sample helps the test sample more. Scores
-        that do not fit the memory may be a memory map, an HDF5, Zarr or Dask array, anything with ``shape``, ``dtype`` and
-        slices ``[:, start:stop]``, or an iterable of blocks of columns, tensors of shape (num_train, block_size).
+        that do not fit the memory may be a memory map, an HDF5, Zarr or Dask array, anything with ``shape``, ``dtype``
+        and slices ``[:, start:stop]``, or an iterable of blocks of columns, tensors of shape (num_train, block_size).
     ground_truth : pair (targets, subsets)
-        What `calculate_lds_ground_truth` returns: targets of shape (num_subsets, num_test), larger is better for the test
-        sample, and the training samples of each subset: positions of shape (num_subsets, subset_size), a list of vectors of
-        positions, which may differ in length, or a boolean mask of shape (num_subsets, num_train).
+        What `calculate_lds_ground_truth` returns: targets of shape (num_subsets, num_test), larger is better for the
+        test sample, and the training samples of each subset: positions of shape (num_subsets, subset_size), a list of
+        vectors of positions, which may differ in length, or a boolean mask of shape (num_subsets, num_train).
 
     Returns
     -------
@@ -164,8 +166,8 @@ def lds(score: Any, ground_truth: tuple[torch.Tensor, torch.Tensor]) -> Correlat
     TypeError
         If `score` is no matrix of real numbers, such as a masked, complex or object array.
     ValueError
-        If the shapes do not fit together, a position is beyond the rows of `score` or named twice in a subset, integers look like
-        a mask, a value is NaN or infinite, or the sums of a column cannot be compared in float64.
+        If the shapes do not fit together, a position is beyond the rows of `score` or named twice in a subset, integers
+        look like a mask, a value is NaN or infinite, or the sums of a column cannot be compared in float64.
     """
     with single_thread():
         predicted, actual, dtype = ranked_pair(score, ground_truth)
@@ -174,7 +176,7 @@ def lds(score: Any, ground_truth: tuple[torch.Tensor, torch.Tensor]) -> Correlat
 
 # %% ../../nbs/metric/01_correlation.ipynb #f02ad3e2
 class RankedPair(NamedTuple):
-    """Centred ranks of sums of scores and of targets, float64, shape (num_test, num_subsets), and the dtype of results."""
+    """Centred ranks of sums and of targets, float64, shape (num_test, num_subsets), and the dtype of results."""
 
     predicted: torch.Tensor
     actual: torch.Tensor
@@ -230,7 +232,9 @@ class _Sums(NamedTuple):
     yy: torch.Tensor
 
 
-def _same_rows(x: Block, x_rows: torch.Tensor | None, y: torch.Tensor, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
+def _same_rows(
+    x: Block, x_rows: torch.Tensor | None, y: torch.Tensor, rows: slice
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The same rows of both matrices."""
     return x.read(rows if x_rows is None else x_rows[rows]), y[rows]
 
@@ -299,8 +303,8 @@ def loo_corr(score: Any, ground_truth: tuple[torch.Tensor, torch.Tensor]) -> Cor
     ----------
     score : tensor, shape (num_train, num_test)
         Attribution scores of any real dtype; larger means that the training sample helps the test sample more. Scores
-        that do not fit the memory may be a memory map, an HDF5, Zarr or Dask array, anything with ``shape``, ``dtype`` and
-        slices ``[:, start:stop]``, or an iterable of blocks of columns, tensors of shape (num_train, block_size).
+        that do not fit the memory may be a memory map, an HDF5, Zarr or Dask array, anything with ``shape``, ``dtype``
+        and slices ``[:, start:stop]``, or an iterable of blocks of columns, tensors of shape (num_train, block_size).
     ground_truth : pair of tensors, shapes (num_models, num_test) and (num_models,)
         What `calculate_loo_ground_truth` returns: the target (a loss) of each model, and the position of the sample it
         was trained without. Row k is compared with row ``indices[k]`` of `score`; rows may come in any order, and
@@ -318,7 +322,8 @@ def loo_corr(score: Any, ground_truth: tuple[torch.Tensor, torch.Tensor]) -> Cor
     TypeError
         If `score` is no matrix of real numbers, such as a masked, complex or object array.
     ValueError
-        If the shapes do not fit together, an index is beyond the rows of `score`, or a value that is compared is NaN or infinite.
+        If the shapes do not fit together, an index is beyond the rows of `score`, or a value that is compared is NaN or
+        infinite.
     """
     targets, indices = _removed_of(ground_truth)
     parts, dtype = [], torch.float32
@@ -331,7 +336,9 @@ def loo_corr(score: Any, ground_truth: tuple[torch.Tensor, torch.Tensor]) -> Cor
 
 def _loo_block(score: Block, targets: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
     """Correlation of each column of a block of scores, whose rows are those of all training samples."""
-    in_place = len(indices) == score.shape[0] and torch.equal(indices, torch.arange(len(indices), device=indices.device))
+    in_place = len(indices) == score.shape[0] and torch.equal(
+        indices, torch.arange(len(indices), device=indices.device)
+    )
     correlation = _pearson(score, None if in_place else indices, targets)
     if bool(correlation.isnan().any()):
         Block(targets, score.columns.start, name="ground_truth", row="model").check_finite()

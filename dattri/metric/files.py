@@ -21,7 +21,9 @@ __all__ = ['read_scores', 'read_ground_truth']
 
 # %% ../../nbs/metric/09_files.ipynb #ab084c3b
 def read_scores(file: str | os.PathLike) -> torch.Tensor | np.ndarray:
-    """Scores from a file of `torch.save` (``.pt``) or `numpy.save` (``.npy``, read as a memory map); nothing in it is run.
+    """Scores from a file of `torch.save` or `numpy.save`; nothing in it is run.
+
+    A file named ``.npy`` is read as a memory map, one named ``.pt`` or ``.pth`` as a tensor.
 
     Raises
     ------
@@ -41,12 +43,13 @@ def read_scores(file: str | os.PathLike) -> torch.Tensor | np.ndarray:
 
 # %% ../../nbs/metric/09_files.ipynb #5538d9ab
 def read_ground_truth(file: str | os.PathLike) -> GroundTruth | torch.Tensor:
-    """Ground truth from a file: of `GroundTruth.save`, or of `torch.save` or `numpy.save`; nothing in it is run.
+    """Ground truth from a file of `torch.save` or `numpy.save`; nothing in it is run.
 
     Returns
     -------
     GroundTruth or torch.Tensor
-        What is in a file with a pair ``(values, indices)``; or, from a file with one vector, that vector, for "mislabel".
+        What is in a file with a pair ``(values, indices)``; or, from a file with one vector, that vector, for
+        "mislabel".
 
     Raises
     ------
@@ -60,9 +63,9 @@ def read_ground_truth(file: str | os.PathLike) -> GroundTruth | torch.Tensor:
         return as_ground_truth(f"ground truth {file}", content)
     if content.ndim != 1:
         raise ValueError(
-            f"ground truth: {file} holds one array of shape {tuple(content.shape)}; expected a pair (values, indices), as "
-            "GroundTruth.save writes it, or for mislabel one vector of shape (num_train,), 1 for wrong labels and 0 for the "
-            "others"
+            f"ground truth: {file} holds one array of shape {tuple(content.shape)}; expected a pair (values, indices), "
+            "as GroundTruth.save writes it, or for mislabel one vector of shape (num_train,), 1 for wrong labels and "
+            "0 for the others"
         )
     return as_real_tensor(f"ground truth {file}", content)
 
@@ -94,4 +97,6 @@ def _read(what: str, file: str | os.PathLike) -> Any:
     try:
         return readers[path.suffix](path)
     except ValueError as error:
-        raise ValueError(f"{what}: {str(error).split(', so it')[0]}; expected what numpy.save or torch.save write") from error
+        raise ValueError(
+            f"{what}: {str(error).split(', so it')[0]}; expected what numpy.save or torch.save write"
+        ) from error

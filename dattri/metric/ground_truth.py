@@ -25,8 +25,7 @@ from ..model_util.retrain_dir import RetrainDir, require_complete
 from ..model_util.seeds import seeded
 
 # %% auto #0
-__all__ = ['EvaluatesMany', 'evaluates_many', 'evaluate_checkpoints', 'GroundTruth', 'as_ground_truth',
-           'calculate_loo_ground_truth', 'calculate_lds_ground_truth']
+__all__ = ['EvaluatesMany', 'GroundTruth', 'calculate_loo_ground_truth', 'calculate_lds_ground_truth']
 
 # %% ../../nbs/metric/00_ground_truth.ipynb #72661121
 def _count_tests(dataloader: DataLoader) -> int:
@@ -54,7 +53,8 @@ def _checked(values: Any, num_test: int, name: str) -> torch.Tensor:
     if not isinstance(values, torch.Tensor):
         raise TypeError(
             f"target_func returned {type(values).__name__} for {name}; expected a torch.Tensor with one value per test "
-            f"sample, shape ({num_test},): torch.as_tensor makes one of a list or an array; a single number is not enough."
+            f"sample, shape ({num_test},): torch.as_tensor makes one of a list or an array; a single number is not "
+            "enough."
         )
     values = values.detach().cpu()
     if values.ndim == 0 and num_test == 1:
@@ -77,7 +77,7 @@ def _checked(values: Any, num_test: int, name: str) -> torch.Tensor:
 class EvaluatesMany(Protocol):
     """A target function that can also evaluate several checkpoints as one; `EnsembleTarget` is one."""
 
-    def group_size(self) -> int:
+    def unit_size(self) -> int:
         """How many models to evaluate as one, at most."""
 
     def evaluate_many(self, checkpoints: Sequence[str], dataloader: DataLoader) -> Iterable[torch.Tensor]:
@@ -85,7 +85,7 @@ class EvaluatesMany(Protocol):
 
 # %% ../../nbs/metric/00_ground_truth.ipynb #f660a9fd
 def evaluates_many(target_func: Any) -> bool:
-    """Whether checkpoints are evaluated in groups."""
+    """Whether checkpoints are evaluated several at once."""
     return isinstance(target_func, EvaluatesMany)
 
 # %% ../../nbs/metric/00_ground_truth.ipynb #27ce38b7
@@ -131,11 +131,11 @@ class _Evaluation:
     def run(self, keys: Sequence[tuple[int, ...]], n_jobs: int | None) -> torch.Tensor:
         """Targets of all models, shape (num_models, num_test)."""
         many = evaluates_many(self.target_func)
-        units = chunks(keys, self.target_func.group_size() if many else 1)
+        units = chunks(keys, self.target_func.unit_size() if many else 1)
         description = f"evaluating ({self.directory.kind.mode})"
-        groups = run_tasks(self, units, n_jobs=n_jobs, description=description, sizes=[len(unit) for unit in units])
+        evaluated = run_tasks(self, units, n_jobs=n_jobs, description=description, sizes=[len(unit) for unit in units])
         with torch.inference_mode(False):  # so that the result can be used in any way
-            targets = dict(pair for group in groups for pair in group)
+            targets = dict(pair for unit in evaluated for pair in unit)
             return torch.stack([targets[key] for key in keys])
 
 # %% ../../nbs/metric/00_ground_truth.ipynb #40eccaa1
@@ -151,22 +151,24 @@ def _own(name: str, values: Any) -> torch.Tensor:
 
 
 def _own_indices(name: str, indices: Any, num_models: int) -> torch.Tensor | list[torch.Tensor]:
-    """Checked positions: (models,), (subsets, subset_size), a boolean mask (subsets, train), or a list of 1-D tensors."""
+    """Checked positions: (models,), (subsets, subset_size), a mask (subsets, train), or a list of 1-D tensors."""
     listed = isinstance(indices, (list, tuple)) and all(getattr(part, "ndim", None) == 1 for part in indices)
-    found = [_own(name, part) for part in indices] if listed else _own(name, indices)
-    parts = found if isinstance(found, list) else [found]
+    owned = [_own(name, part) for part in indices] if listed else _own(name, indices)
+    parts = owned if isinstance(owned, list) else [owned]
     shapes, dtypes = [tuple(part.shape) for part in parts], {part.dtype for part in parts}
-    if len(found) != num_models or (not listed and parts[0].ndim not in (1, 2)):
+    if len(owned) != num_models or (not listed and parts[0].ndim not in (1, 2)):
         raise ValueError(
-            f"{name}: expected one removed position, one row or one 1-D tensor of positions, or one row of a mask for each of the "
+            f"{name}: expected one removed position, one row or one 1-D tensor of positions, or one row of a mask for "
+            "each of the "
             f"{num_models} rows of values, got {f'{len(shapes)} tensors' if listed else f'shape {shapes[0]}'}"
         )
     if not dtypes <= _INTEGERS and (listed or dtypes != {torch.bool} or parts[0].ndim != 2):
         raise ValueError(
             f"{name}: expected positions of an integer dtype, or a boolean mask of shape (num_subsets, num_train), got "
-            f"{', '.join(sorted(map(str, dtypes)))} of shape {shapes[0]}; indices.long() makes integers of whole numbers"
+            f"{', '.join(sorted(map(str, dtypes)))} of shape {shapes[0]}; indices.long() makes integers of whole "
+            "numbers"
         )
-    return found
+    return owned
 
 
 class GroundTruth(NamedTuple):
@@ -207,7 +209,8 @@ class GroundTruth(NamedTuple):
         FileNotFoundError
             If it is not there.
         TypeError, ValueError
-            If it is damaged, holds something else, or shapes and dtypes are not those of a ground truth; names the file.
+            If it is damaged, holds something else, or shapes and dtypes are not those of a ground truth; names the
+            file.
         """
         file = Path(path).expanduser()
         if not file.is_file():
@@ -219,7 +222,7 @@ torch.serialization.add_safe_globals([GroundTruth])  # a pair of tensors: torch.
 
 # %% ../../nbs/metric/00_ground_truth.ipynb #e91fecde
 def as_ground_truth(name: str, pair: Any) -> GroundTruth:
-    """A ground truth on the CPU, in tensors of its own, from any pair; `TypeError` or `ValueError` naming what is wrong with it."""
+    """A ground truth of tensors of its own, on the CPU, from any pair; an error names what is wrong with it."""
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
         got = f"{type(pair).__name__}" + (f" of length {len(pair)}" if isinstance(pair, (tuple, list)) else "")
         raise ValueError(f"{name}: expected a pair of tensors (values, indices), got {got}")
@@ -252,7 +255,7 @@ class _LooEvaluation(_Evaluation):
 
 
 def _template(directory: RetrainDir, model: nn.Module | None, target_func: Callable) -> nn.Module | None:
-    """Module to put weights into: the user's or the saved one; None where checkpoints or the target function bring it."""
+    """Module to put weights into: the user's or the saved one; None where checkpoints or target_func bring it."""
     if model is not None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
@@ -262,7 +265,7 @@ def _template(directory: RetrainDir, model: nn.Module | None, target_func: Calla
     file = directory.path / str(LooPlan.module)
     if file.exists():
         return load_checkpoint(file, modules=True)
-    if isinstance(load_checkpoint(directory.checkpoint(directory.groups[0]), modules=True), nn.Module):
+    if isinstance(load_checkpoint(directory.checkpoint(directory.subsets[0]), modules=True), nn.Module):
         return None
     raise ValueError(
         f"{file} is not there (it could not be saved, or was removed), so the weights have nowhere to go. "
@@ -318,10 +321,10 @@ def calculate_loo_ground_truth(
     dataloader = in_order(test_dataloader)
     num_test = _count_tests(dataloader)
     job = _LooEvaluation(target_func, directory, dataloader, _template(directory, model, target_func))
-    values = job.run([(index,) for index in directory.groups], n_jobs)
+    values = job.run([(index,) for index in directory.subsets], n_jobs)
     if full_model is not None:
         values = values - _checked(_called(target_func, full_model, dataloader, "full_model"), num_test, "full_model")
-    return GroundTruth(values, torch.tensor(directory.groups, dtype=torch.int64))
+    return GroundTruth(values, torch.tensor(directory.subsets, dtype=torch.int64))
 
 # %% ../../nbs/metric/00_ground_truth.ipynb #0a6154c6
 class _LdsEvaluation(_Evaluation):
@@ -334,10 +337,10 @@ class _LdsEvaluation(_Evaluation):
 
 def _subset_indices(directory: RetrainDir) -> torch.Tensor:
     """Training positions of every subset, int64, shape (num_subsets, subset_size)."""
-    rows = [torch.from_numpy(directory.read_indices(group)) for group in directory.groups]
+    rows = [torch.from_numpy(directory.read_indices(subset)) for subset in directory.subsets]
     sizes = {len(row) for row in rows}
     if len(sizes) > 1:
-        short = min(directory.groups, key=lambda group: len(rows[directory.groups.index(group)]))
+        short = min(directory.subsets, key=lambda subset: len(rows[directory.subsets.index(subset)]))
         raise ValueError(
             f"{directory.indices_file(short)} is cut off: subsets hold {sorted(sizes)} samples, expected one size. "
             "Delete its folder and retrain the subset."
@@ -352,7 +355,7 @@ def calculate_lds_ground_truth(
     *,
     n_jobs: int | None = None,
 ) -> GroundTruth:
-    """Minus the mean target of the models that `retrain_lds` trained on each subset, for `lds`.
+    """Minus the mean target of each subset's models from `retrain_lds`, for `lds`.
 
     Parameters
     ----------
@@ -388,7 +391,7 @@ def calculate_lds_ground_truth(
     indices = _subset_indices(directory)
     _count_tests(dataloader)
     job = _LdsEvaluation(target_func, directory, dataloader)
-    keys = [(group, run) for group in directory.groups for run in range(directory.num_runs)]
-    targets = job.run(keys, n_jobs).unflatten(0, (len(directory.groups), directory.num_runs))
+    keys = [(subset, run) for subset in directory.subsets for run in range(directory.num_runs)]
+    targets = job.run(keys, n_jobs).unflatten(0, (len(directory.subsets), directory.num_runs))
     mean = targets.double().mean(1).to(targets.dtype)
     return GroundTruth(-mean, indices)  # a target is a loss: less of it is better

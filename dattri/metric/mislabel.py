@@ -15,7 +15,7 @@ from .inputs import as_real_tensor
 from ..model_util.threads import single_thread
 
 # %% auto #0
-__all__ = ['FROM_POSITIONS', 'RocCurve', 'MislabelDetection', 'mislabel_detection_auc']
+__all__ = ['RocCurve', 'MislabelDetection', 'mislabel_detection_auc']
 
 # %% ../../nbs/metric/02_mislabel.ipynb #55b9a4b1
 class RocCurve(NamedTuple):
@@ -43,11 +43,14 @@ def _check(score: Any, ground_truth: Any) -> tuple[torch.Tensor, torch.Tensor]:
     if score.ndim != 1 or score.shape != truth.shape or len(score) == 0:
         raise ValueError(
             "score and ground_truth: expected two vectors of the same shape (num_train,), got "
-            f"{tuple(score.shape)} and {tuple(truth.shape)}; ground_truth is 1 for mislabelled samples and 0 for the others, {remedy}"
+            f"{tuple(score.shape)} and {tuple(truth.shape)}; ground_truth is 1 for mislabelled samples and 0 for the "
+            f"others, {remedy}"
         )
     is_wrong = truth == 1
     if not bool((is_wrong | (truth == 0)).all()):
-        raise ValueError(f"ground_truth: expected 1 for mislabelled samples and 0 for the others, got other values; {remedy}")
+        raise ValueError(
+            f"ground_truth: expected 1 for mislabelled samples and 0 for the others, got other values; {remedy}"
+        )
     if score.dtype in (torch.float16, torch.bfloat16, torch.bool):
         score = score.float()
     return score, is_wrong.to(score.device)
@@ -81,8 +84,8 @@ def _counts_on_gpu(score: torch.Tensor, is_wrong: torch.Tensor) -> tuple[torch.T
     _check_ends(score, float(ordered[0]), float(ordered[-1]))
     changes = torch.ones_like(is_wrong)
     changes[:-1] = ordered[1:] != ordered[:-1]
-    found = is_wrong[order].cumsum(0)[changes]
-    return ordered[changes], found, changes.nonzero().flatten() + 1 - found
+    wrong = is_wrong[order].cumsum(0)[changes]
+    return ordered[changes], wrong, changes.nonzero().flatten() + 1 - wrong
 
 
 def _from(start: float, values: torch.Tensor) -> torch.Tensor:
@@ -91,13 +94,13 @@ def _from(start: float, values: torch.Tensor) -> torch.Tensor:
 
 # %% ../../nbs/metric/02_mislabel.ipynb #77c0f38e
 def mislabel_detection_auc(score: torch.Tensor, ground_truth: torch.Tensor) -> MislabelDetection:
-    """How well self-attribution scores find mislabelled samples: the ROC curve and the area under it.
+    """How well self-attribution finds mislabelled samples: ROC curve and area under it.
 
     Parameters
     ----------
     score : tensor, array or list, shape (num_train,)
-        Self-attribution scores of any real dtype and byte order; larger means more suspicious. They are compared in their own dtype,
-        without rounding.
+        Self-attribution scores of any real dtype and byte order; larger means more suspicious. They are compared in
+        their own dtype, without rounding.
     ground_truth : tensor, array or list, shape (num_train,)
         1 (or True) for mislabelled samples, 0 for the others. From the positions that `flip_label` gives:
         ``torch.zeros(num_train).index_fill(0, torch.tensor(flipped), 1)``.
@@ -107,14 +110,15 @@ def mislabel_detection_auc(score: torch.Tensor, ground_truth: torch.Tensor) -> M
     MislabelDetection
         ``auc``, a float in [0, 1], ties counting half; and ``curve = (fpr, tpr, thresholds)``, float64 tensors on the
         score's device, as `sklearn.metrics.roc_curve(..., drop_intermediate=False)`: false and true positive rates in
-        [0, 1], and the score down to which samples are inspected, the first one infinite. (Thresholds beyond 2**53 are rounded to
-        float64, after all comparisons.) With only one class, ``auc`` and the rate without samples are nan, with a warning.
+        [0, 1], and the score down to which samples are inspected, the first one infinite. (Thresholds beyond 2**53 are
+        rounded to float64, after all comparisons.) With only one class, ``auc`` and the rate without samples are nan,
+        with a warning.
 
     Raises
     ------
     TypeError, ValueError
-        If the shapes differ, `ground_truth` is not binary, a score is NaN or infinite, or an argument does not hold real numbers
-        (see `as_real_tensor`); names the argument.
+        If the shapes differ, `ground_truth` is not binary, a score is NaN or infinite, or an argument does not hold
+        real numbers (see `as_real_tensor`); names the argument.
     """
     with single_thread():
         values, is_wrong = _check(score, ground_truth)
@@ -122,10 +126,10 @@ def mislabel_detection_auc(score: torch.Tensor, ground_truth: torch.Tensor) -> M
             counts = [torch.from_numpy(part.copy()) for part in _counts(values.numpy(), is_wrong.numpy())]
         else:
             counts = list(_counts_on_gpu(values, is_wrong))
-        thresholds, found, clean = (_from(start, part) for start, part in zip((torch.inf, 0, 0), counts, strict=True))
-        tpr, fpr = found / found[-1], clean / clean[-1]
-    if found[-1] == 0 or clean[-1] == 0:
-        absent = "mislabelled" if found[-1] == 0 else "clean"
+        thresholds, wrong, clean = (_from(start, part) for start, part in zip((torch.inf, 0, 0), counts, strict=True))
+        tpr, fpr = wrong / wrong[-1], clean / clean[-1]
+    if wrong[-1] == 0 or clean[-1] == 0:
+        absent = "mislabelled" if wrong[-1] == 0 else "clean"
         warnings.warn(f"ground_truth has no {absent} samples, so the AUC is undefined (nan)", stacklevel=2)
     auc = float(np.trapezoid(tpr.cpu().numpy(), fpr.cpu().numpy()))
     return MislabelDetection(auc, RocCurve(fpr, tpr, thresholds))

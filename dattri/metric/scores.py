@@ -83,17 +83,19 @@ class Block:
                 row, column = bad[0].tolist()
                 position = rows.start + row if chosen is None else int(chosen[rows.start + row])
                 raise ValueError(
-                    f"{self._name}: NaN or infinity at {self._row} {position}, test sample {self.columns.start + column}, "
+                    f"{self._name}: NaN or infinity at {self._row} {position}, test sample "
+                    f"{self.columns.start + column}, "
                     "and perhaps elsewhere; remove those samples or fix what produced them"
                 )
 
 # %% ../../nbs/metric/05_scores.ipynb #f2e5ed72
 def _check_matrix(score: Any, low: int, high: int, num_test: int | None = None) -> None:
-    """`ValueError` unless it is a real matrix with rows for the positions `low` to `high`, and a column per test sample."""
+    """`ValueError` unless it is a real matrix with rows `low` to `high` and a column for each test sample."""
     check_real("score", score)
     if len(score.shape) != 2:
         raise ValueError(
-            f"score: expected a real matrix (num_train, num_test), got {type(score).__name__} of shape {tuple(score.shape)}"
+            f"score: expected a real matrix (num_train, num_test), got {type(score).__name__} of shape "
+            f"{tuple(score.shape)}"
         )
     if num_test not in (None, score.shape[1]):
         hint = "; it looks transposed, pass score.T" if score.shape[0] == num_test else ""
@@ -171,7 +173,9 @@ def _blocks_as_they_come(parts: Iterable[Any], num_test: int, low: int, high: in
         _check_matrix(part, low, high)
         num_rows = part.shape[0] if num_rows is None else num_rows
         if part.shape[0] != num_rows:
-            raise ValueError(f"score: blocks of columns must have equally many rows, got {num_rows} and {part.shape[0]}")
+            raise ValueError(
+                f"score: blocks of columns must have equally many rows, got {num_rows} and {part.shape[0]}"
+            )
         start, stop = stop, stop + part.shape[1]
         empty = empty + 1 if start == stop else 0
         if stop > num_test or empty > 1000:
@@ -181,5 +185,6 @@ def _blocks_as_they_come(parts: Iterable[Any], num_test: int, low: int, high: in
     if stop != num_test:
         count = f"at least {stop}" if stop > num_test else str(stop)
         raise ValueError(
-            f"score: its blocks have {count} columns altogether, expected {num_test}, one per test sample of the ground truth"
+            f"score: its blocks have {count} columns altogether, expected {num_test}, one per test sample of the "
+            "ground truth"
         )

@@ -24,8 +24,7 @@ except ImportError:  # Windows: leftovers of killed processes stay, everything e
     fcntl = None  # type: ignore[assignment]
 
 # %% auto #0
-__all__ = ['whole_file', 'atomic_write', 'sweep', 'cpu_state', 'nonfinite_names', 'to_bytes', 'has_zip_directory',
-           'verify_checksums', 'load_checkpoint']
+__all__ = []
 
 # %% ../../nbs/model_util/02_checkpoint.ipynb #d4a33659
 _PART = ".part"
@@ -187,15 +186,15 @@ def _known_module_class(name: str) -> type[nn.Module] | None:
     """The `nn.Module` subclass of this dotted name if it is already imported and carries no code, else None."""
     parts = name.split(".")
     for cut in range(len(parts) - 1, 0, -1):
-        found: Any = sys.modules.get(".".join(parts[:cut]))
-        if found is not None:
+        place: Any = sys.modules.get(".".join(parts[:cut]))
+        if place is not None:
             for part in parts[cut:]:
-                found = vars(found).get(part)  # no getattr: a lazy module would import
-                if found is None:
+                place = vars(place).get(part)  # no getattr: a lazy module would import
+                if place is None:
                     return None
             carriers = (torch.fx.GraphModule, torch.jit.ScriptModule)
-            plain = isinstance(found, type) and issubclass(found, nn.Module) and not issubclass(found, carriers)
-            return found if plain else None
+            plain = isinstance(place, type) and issubclass(place, nn.Module) and not issubclass(place, carriers)
+            return place if plain else None
     return None
 
 
@@ -227,10 +226,10 @@ def load_checkpoint(path: Path, *, modules: bool = False) -> Any:
     except Exception as error:  # whatever a foreign archive or pickle makes torch raise
         raise ValueError(f"{path} is not a checkpoint written by torch.save ({error})") from error
     classes = {name: _known_module_class(name) if modules else None for name in names}
-    refused = [name for name, found in classes.items() if found is None]
+    refused = [name for name, place in classes.items() if place is None]
     if refused:
         raise ValueError(_refusal(path, refused))
-    allowed = [(found, name) for name, found in classes.items() if found is not None]
+    allowed = [(place, name) for name, place in classes.items() if place is not None]
     with torch.serialization.safe_globals(allowed):  # type: ignore[arg-type]
         try:
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)

@@ -25,7 +25,7 @@ from dattri.model_util.stack import (
     check_model_options,
     fitting_models,
     in_blocks,
-    shrinking_groups,
+    shrinking_units,
     is_heavy,
     is_huge,
     new_model,
@@ -155,7 +155,7 @@ def _resident_bytes(device: torch.device) -> int:
 
 @dataclass(frozen=True)
 class _Training:
-    """One call of `EnsembleTrainer.train_many`: what all of its groups share; `work` is None on a GPU."""
+    """One call of `EnsembleTrainer.train_many`: what all of its units share; `work` is None on a GPU."""
 
     trainer: EnsembleTrainer
     samples: _Samples
@@ -166,8 +166,8 @@ class _Training:
     drop_last: bool
     device: Any
 
-    def group(self, subsets: Sequence[np.ndarray], seeds: Sequence[int]) -> list[ModelStack]:
-        """Train a group, in blocks on a CPU."""
+    def unit(self, subsets: Sequence[np.ndarray], seeds: Sequence[int]) -> list[ModelStack]:
+        """Train a unit, in blocks on a CPU."""
         places = range(len(seeds))
         blocks = [places] if self.work is None else in_blocks(places, self.work)
         chosen = [([subsets[place] for place in block], [seeds[place] for place in block]) for block in blocks]
@@ -181,7 +181,7 @@ class _Training:
         return self.work is not None and self.samples.resident is not None and is_plain_thread()
 
     def _at_once(self, blocks: Sequence[tuple[Sequence[np.ndarray], Sequence[int]]]) -> list[ModelStack]:
-        """Train each block on one of several threads; `_DrewError` if that makes random numbers depend on their speed."""
+        """Train each block on one of several threads; `_DrewError` if random numbers would depend on their speed."""
         with seeded(blocks[0][1][0]):
             ready = [self._new_stack(*block) for block in blocks]
             watch = _Watch()
@@ -190,12 +190,14 @@ class _Training:
         return stacks
 
     def _alone(self, subsets: Sequence[np.ndarray], seeds: Sequence[int]) -> ModelStack:
-        """Train a block, or the group on a GPU, under its own seed."""
+        """Train a block, or the unit on a GPU, under its own seed."""
         one_thread = self.work is not None and not is_huge(self.work)
         with seeded(seeds[0]), single_thread() if one_thread else nullcontext():
             return self._train(*self._new_stack(subsets, seeds))
 
-    def _new_stack(self, subsets: Sequence[np.ndarray], seeds: Sequence[int]) -> tuple[ModelStack, Iterator[torch.Tensor]]:
+    def _new_stack(
+        self, subsets: Sequence[np.ndarray], seeds: Sequence[int]
+    ) -> tuple[ModelStack, Iterator[torch.Tensor]]:
         """One new model per seed, and the order of its samples."""
         orders = _epoch_orders(subsets, seeds, len(self.samples.dataset), shuffle=self.shuffle)
         first = self.trainer._new_model(seeds[0], self.device)
@@ -254,22 +256,24 @@ def _threads_for(
 class EnsembleTrainer:
     """A training function that trains many models as one.
 
-    Call it like any training function, ``trainer(dataloader, seed=None)``, for one model; `retrain_loo` and `retrain_lds`
-    use `train_many` when they get one. Every model ends, up to rounding, where it would have ended alone: same initial
-    weights, same order of samples. Layers that draw random numbers, such as dropout, draw them for several models: the models are
-    as good, but which numbers they get, and so the bytes, depends on who else is in the group (on shards, `max_models`, the number of
-    devices). The same holds for a data set that augments at random. A resumed call with the same arguments makes the same groups.
+    Call it like any training function, ``trainer(dataloader, seed=None)``, for one model; `retrain_loo` and
+    `retrain_lds` use `train_many` when they get one. Every model ends, up to rounding, where it would have ended alone:
+    same initial weights, same order of samples. Layers that draw random numbers, such as dropout, draw them for several
+    models: the models are as good, but which numbers they get, and so the bytes, depends on who else is in the unit
+    (on shards, `max_models`, the number of devices). The same holds for a data set that augments at random. A resumed
+    call with the same arguments makes the same units.
 
-    On a CPU, threads share the models and not the operations: as many models (or blocks of small ones) are trained at the same
-    time as torch has threads, and the bytes do not depend on that number. Models that draw random numbers by other means than
-    dropout, and samples that are fetched or collated one by one, are trained on one thread.
+    On a CPU, threads share the models and not the operations: as many models (or blocks of small ones) are trained at
+    the same time as torch has threads, and the bytes do not depend on that number. Models that draw random numbers by
+    other means than dropout, and samples that are fetched or collated one by one, are trained on one thread.
 
     Parameters
     ----------
     model_fn : callable
         Makes a new model; called under each model's seed.
     loss_fn : callable
-        ``loss_fn(outputs, *targets)``, one number, usually the mean loss of a batch; batches are ``(inputs, *targets)``.
+        ``loss_fn(outputs, *targets)``, one number, usually the mean loss of a batch; batches are ``(inputs,
+        *targets)``.
     optimizer : callable
         A class of `torch.optim` that updates each number from its own gradient, or a `functools.partial` of one, e.g.
         ``functools.partial(torch.optim.SGD, lr=0.01, momentum=0.9)``.
@@ -280,8 +284,8 @@ class EnsembleTrainer:
     scheduler : callable, optional
         From the optimizer to a learning-rate scheduler, stepped once per epoch without arguments.
     max_models : int or "auto"
-        Models trained as one, 1 or more; halved while the device's memory does not suffice. One group is what one worker
-        does at a time: with ``n_jobs=8`` and 100 models, 13 or fewer keep all workers busy.
+        Models trained as one, 1 or more; halved while the device's memory does not suffice. One unit is what one
+        worker does at a time: with ``n_jobs=8`` and 100 models, 13 or fewer keep all workers busy.
     device : torch.device or str, optional
         Where to train. Default: where `model_fn` puts the model.
 
@@ -316,7 +320,8 @@ class EnsembleTrainer:
     def __call__(self, dataloader: DataLoader, seed: int | None = None, *, device: Any = None) -> nn.Module:
         """Train one model on the batches of a loader, in the loader's order.
 
-        The seed draws its initial weights, what dropout draws, and the order, unless the loader has a generator of its own.
+        The seed draws its initial weights, what dropout draws, and the order, unless the loader has a generator of its
+        own.
         """
         if seed is not None:
             with seeded(seed):
@@ -339,23 +344,25 @@ class EnsembleTrainer:
                 scheduler.step()
         return model
 
-    def _check_batch_size(self, given: int | None) -> None:
+    def _check_batch_size(self, of_loader: int | None) -> None:
         """`ValueError` if the trainer has another batch size than a loader."""
-        if self.batch_size not in (None, given):
+        if self.batch_size not in (None, of_loader):
             raise ValueError(
-                f"batch_size: the trainer has {self.batch_size} but the dataloader {given}; leave it out to use the loader's"
+                f"batch_size: the trainer has {self.batch_size} but the dataloader {of_loader}; leave it out to use "
+                "the "
+                "loader's"
             )
 
     def _new_model(self, seed: int | None, device: Any = None) -> nn.Module:
         """A new model in training mode, its weights drawn under the seed."""
         return new_model(self.model_fn, seed, self.device if device is None else device).train()
 
-    def group_size(self, device: Any = None) -> int:
+    def unit_size(self, device: Any = None) -> int:
         """How many models are trained as one."""
         return fitting_models(self._new_model(0, device)) if self.max_models == "auto" else int(self.max_models)
 
     def plan_arguments(self) -> dict[str, Any]:
-        """What a resumed run must agree with; where and in how large groups models are trained is not part of it."""
+        """What a resumed run must agree with; where and in how large units models are trained is not part of it."""
         names = ("model_fn", "loss_fn", "optimizer", "num_epochs", "batch_size", "scheduler")
         return {name: getattr(self, name) for name in names}
 
@@ -371,7 +378,7 @@ class EnsembleTrainer:
         collate_fn: Callable | None = None,
         device: torch.device | str | None = None,
     ) -> Iterator[list[tuple[int, nn.Module]]]:
-        """Train one model per subset and give them in groups, as each group is done.
+        """Train one model per subset and give them in units, as each unit is done.
 
         Parameters
         ----------
@@ -410,21 +417,21 @@ class EnsembleTrainer:
         by_length: dict[int, list[int]] = {}
         for number, subset in enumerate(subsets):
             by_length.setdefault(len(subset), []).append(number)
-        size_of_groups = self.group_size(device)
+        most_models = self.unit_size(device)
         example = self._new_model(0, device)
         place = next(example.parameters()).device
         with seeded(seeds[0] if len(seeds) else 0):  # what a data set that augments draws, and a model that is tried
             samples = _Samples(dataset, collate_fn, place, _resident_bytes(place))
             work = operations(example, samples.first[0], size) if place.type == "cpu" else None
         training = _Training(self, samples, size, work, shuffle=shuffle, drop_last=drop_last, device=device)
-        several = self._limit.get("models", size_of_groups) > 1 and not (work is not None and is_heavy(work))
+        several = self._limit.get("models", most_models) > 1 and not (work is not None and is_heavy(work))
 
         def train(chosen: Sequence[int]) -> list[ModelStack]:
             if len(chosen) == 1 and several:
                 chosen = [*chosen, *chosen]  # one model alone is rounded in another way than the same one among others
-            return training.group([subsets[number] for number in chosen], [seeds[number] for number in chosen])
+            return training.unit([subsets[number] for number in chosen], [seeds[number] for number in chosen])
 
         for numbers in by_length.values():
-            for chosen, stacks in shrinking_groups(numbers, size_of_groups, train, self._limit):
+            for chosen, stacks in shrinking_units(numbers, most_models, train, self._limit):
                 models = (stack.take(row) for stack in stacks for row in range(stack.num_models))
                 yield list(zip(chosen, models, strict=False))

@@ -22,7 +22,7 @@ from torch.utils.data import (
 )
 
 # %% auto #0
-__all__ = ['SharedOrderSampler', 'LoaderRecipe', 'fork_safe', 'in_order']
+__all__ = []
 
 # %% ../../nbs/model_util/00_loader.ipynb #774935d6
 def _sampler_indices(dataloader: DataLoader) -> tuple[np.ndarray, bool]:
@@ -41,7 +41,9 @@ def _sampler_indices(dataloader: DataLoader) -> tuple[np.ndarray, bool]:
         raise _no_positions(sampler, "it has no fixed list `indices`")
     listed = np.asarray(indices if len(indices) else [], dtype=None if len(indices) else np.int64)
     if listed.dtype.kind not in "iu" or listed.ndim != 1:
-        raise TypeError(f"dataloader: the indices of {type(sampler).__name__} must be a list of int, got {indices!r:.80}")
+        raise TypeError(
+            f"dataloader: the indices of {type(sampler).__name__} must be a list of int, got {indices!r:.80}"
+        )
     return listed.astype(np.int64), isinstance(sampler, SubsetRandomSampler)
 
 
@@ -143,7 +145,8 @@ class LoaderRecipe:
         """`ValueError` if a subset of this size would give no batch at all."""
         if self.options["drop_last"] and num_samples < self.options["batch_size"]:
             raise ValueError(
-                f"dataloader: with drop_last=True and batch_size={self.options['batch_size']} a subset of {num_samples} "
+                f"dataloader: with drop_last=True and batch_size={self.options['batch_size']} a subset of "
+                f"{num_samples} "
                 "samples gives no batch at all; use drop_last=False, a smaller batch size or a larger subset"
             )
 

@@ -35,7 +35,7 @@ from tqdm.auto import tqdm
 from .validation import check_n_jobs
 
 # %% auto #0
-__all__ = ['Shared', 'one_bar', 'run_tasks', 'chunks', 'DevicePool']
+__all__ = []
 
 # %% ../../nbs/model_util/05_parallel.ipynb #05e35968
 class Shared:
@@ -93,7 +93,7 @@ def _parent_to_watch(backend: Any) -> int | None:
 
 
 def _parent_is_gone(parent: int, first: int) -> bool:
-    """Whether the parent of this worker has died; `first` is what the system called the worker's parent in the beginning."""
+    """Whether the parent of this worker has died; `first` is the number of its parent in the beginning."""
     if os.getppid() != first:
         return True
     maker = multiprocessing.parent_process()
@@ -253,7 +253,8 @@ def run_tasks(
                 raise
             told = f"{description}: " if description else ""
             raise KeyboardInterrupt(
-                f"Interrupted ({told}{finished} of {sum(sizes)} models done). The same call goes on from what is on disk."
+                f"Interrupted ({told}{finished} of {sum(sizes)} models done). The same call goes on from what is on "
+                "disk."
             ) from None
 
 
@@ -274,14 +275,14 @@ def _results(engine: Parallel, calls: Iterator[Any], parent: int | None) -> Iter
 
 # %% ../../nbs/model_util/05_parallel.ipynb #cb7937ca
 def chunks(items: Sequence[_Task], size: int, at_least: int = 1) -> list[Sequence[_Task]]:
-    """Items in consecutive groups of nearly equal length.
+    """Items in consecutive units of nearly equal length.
 
     Parameters
     ----------
     items : sequence
-        What to group.
+        What to divide.
     size : int
-        Items in a group at most.
+        Items in a unit at most.
     at_least : int
         Groups at least, while there are as many items.
     """
@@ -309,12 +310,14 @@ class DevicePool:
     def of(cls, devices: Any) -> DevicePool:
         """A new pool; `ValueError` if `devices` names none."""
         try:
-            found = tuple(torch.device(device) for device in devices) if not isinstance(devices, str) else ()
+            chosen = tuple(torch.device(device) for device in devices) if not isinstance(devices, str) else ()
         except (TypeError, RuntimeError) as error:
-            raise ValueError(f"devices: expected a list such as ['cuda:0', 'cuda:1'], got {devices!r}: {error}") from error
-        if not found:
+            raise ValueError(
+                f"devices: expected a list such as ['cuda:0', 'cuda:1'], got {devices!r}: {error}"
+            ) from error
+        if not chosen:
             raise ValueError(f"devices: expected a list such as ['cuda:0', 'cuda:1'], got {devices!r}")
-        return cls(found, uuid.uuid4().hex)
+        return cls(chosen, uuid.uuid4().hex)
 
     @property
     def _folder(self) -> Path:
@@ -323,10 +326,12 @@ class DevicePool:
 
     @contextmanager
     def borrow(self) -> Iterator[torch.device]:
-        """A device that no other worker of this machine has; waits for one. A GPU is the current device in the block."""
+        """A device that no other worker here has; waits for one. A GPU is the current device in the block."""
         with self._free() as device:
             if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-                raise ValueError(f"devices: there is no {device} on this machine, which has {torch.cuda.device_count()} GPUs")
+                raise ValueError(
+                    f"devices: there is no {device} on this machine, which has {torch.cuda.device_count()} GPUs"
+                )
             with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
                 yield device
 

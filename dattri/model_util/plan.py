@@ -17,13 +17,13 @@ from .seeds import derive_seed
 from .validation import check_int
 
 # %% auto #0
-__all__ = ['Plan', 'PLANS', 'Task', 'LooPlan', 'LdsPlan', 'plan_of']
+__all__ = []
 
 # %% ../../nbs/model_util/03_plan.ipynb #565198b6
 class Task(NamedTuple):
     """One model to train: its place in the directory and its seed."""
 
-    group: int
+    subset: int
     run: int
     seed: int
 
@@ -77,7 +77,7 @@ class LooPlan(_Layout):
         return self.data_length - 1
 
     @property
-    def groups(self) -> Sequence[int]:
+    def subsets(self) -> Sequence[int]:
         """The removed positions."""
         return self.indices
 
@@ -88,25 +88,25 @@ class LooPlan(_Layout):
 
     def positions(self, task: Task) -> np.ndarray:
         """Training positions of the model, ascending, int64."""
-        return np.delete(np.arange(self.data_length), task.group)
+        return np.delete(np.arange(self.data_length), task.subset)
 
     def name(self, task: Task) -> str:
         """What error messages call the model."""
-        return f"the model without sample {task.group} (seed {task.seed})"
+        return f"the model without sample {task.subset} (seed {task.seed})"
 
     @staticmethod
     def folder(task: Task) -> str:
         """Folder of the model."""
-        return f"index_{task.group}"
+        return f"index_{task.subset}"
 
     @staticmethod
     def checkpoint(task: Task) -> str:
         """File of the model's weights."""
-        return f"index_{task.group}/model_weights.pt"
+        return f"index_{task.subset}/model_weights.pt"
 
     def module_file(self, task: Task) -> str | None:
         """The module is saved by the task of the first index."""
-        return self.module if task.group == self.indices[0] else None
+        return self.module if task.subset == self.indices[0] else None
 
     def record(self) -> dict[str, Any]:
         """What the plan follows from."""
@@ -175,7 +175,7 @@ class LdsPlan(_Layout):
         return int(self.data_length * self.subset_ratio + 1e-9)  # 0.29 * 100 is 28.999999999999996
 
     @property
-    def groups(self) -> Sequence[int]:
+    def subsets(self) -> Sequence[int]:
         """Numbers of the subsets."""
         return range(self.num_subsets)
 
@@ -186,27 +186,27 @@ class LdsPlan(_Layout):
 
     def positions(self, task: Task) -> np.ndarray:
         """Training positions of the subset, ascending, int64."""
-        generator = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(task.group,)))
+        generator = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(task.subset,)))
         return np.sort(generator.choice(self.data_length, self.subset_size, replace=False)).astype(np.int64)
 
     def name(self, task: Task) -> str:
         """What error messages call the model."""
-        return f"subset {task.group}, run {task.run} (seed {task.seed})"
+        return f"subset {task.subset}, run {task.run} (seed {task.seed})"
 
     @staticmethod
     def folder(task: Task) -> str:
         """Folder of the subset."""
-        return str(task.group)
+        return str(task.subset)
 
     @staticmethod
     def checkpoint(task: Task) -> str:
         """File of the model's weights."""
-        return f"{task.group}/model_weights_{task.run}.pt"
+        return f"{task.subset}/model_weights_{task.run}.pt"
 
     @staticmethod
     def indices_file(task: Task) -> str | None:
         """File of the subset's training positions."""
-        return f"{task.group}/indices.txt"
+        return f"{task.subset}/indices.txt"
 
     def record(self) -> dict[str, Any]:
         """What the plan follows from."""

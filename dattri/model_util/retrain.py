@@ -40,7 +40,7 @@ from dattri.model_util.validation import (
 )
 
 # %% auto #0
-__all__ = ['RetrainError', 'TrainsMany', 'trains_many', 'TrainJob', 'retrain_loo', 'retrain_lds']
+__all__ = ['RetrainError', 'TrainsMany', 'retrain_loo', 'retrain_lds']
 
 # %% ../../nbs/model_util/06_retrain.ipynb #a7dbd121
 class RetrainError(RuntimeError):
@@ -86,14 +86,14 @@ def _train(train_func: Callable, dataloader: DataLoader, seed: int, kwargs: dict
 class TrainsMany(Protocol):
     """A training function that can also train several models as one; `EnsembleTrainer` is one."""
 
-    def group_size(self, *, device: Any = None) -> int:
+    def unit_size(self, *, device: Any = None) -> int:
         """How many models to train as one, at most."""
 
     def train_many(
         self, dataset: Any, subsets: Sequence[Any], seeds: Sequence[int], *, shuffle: bool, batch_size: int | None,
         drop_last: bool, collate_fn: Callable, **kwargs: Any,
     ) -> Iterator[list[tuple[int, nn.Module]]]:
-        """Train a model on each subset; gives groups of pairs, the number of the subset and its model."""
+        """Train a model on each subset; gives lists of pairs, the number of the subset and its model."""
 
 # %% ../../nbs/model_util/06_retrain.ipynb #c2d49931
 def trains_many(train_func: Any) -> bool:
@@ -112,7 +112,7 @@ class TrainJob:
     pool: DevicePool | None = None
 
     def __call__(self, unit: Sequence[Task]) -> list[str]:
-        """Train and save, unless another process has done so in the meantime; on a device of its own if there is a pool."""
+        """Train and save, unless another process has done so; on a device of its own if there is a pool."""
         if self.pool is None:
             return self._train_and_save(unit, self.kwargs)
         with self.pool.borrow() as device:
@@ -143,23 +143,25 @@ class TrainJob:
         for subset in subsets:
             self.recipe.check_batches(len(subset))
         options = {key: self.recipe.options[key] for key in ("batch_size", "drop_last", "collate_fn")}
-        groups = self.train_func.train_many(
+        units = self.train_func.train_many(
             self.recipe.by_position(), subsets, [task.seed for task in unit], shuffle=self.recipe.shuffle, **options,
             **kwargs,
         )
         with _named_errors(f"{self.directory.plan.name(unit[0])} to {self.directory.plan.name(unit[-1])}"):
-            for group in groups:
-                for number, model in group:
+            for trained in units:
+                for number, model in trained:
                     yield unit[number], model
 
     def _save(self, task: Task, model: nn.Module) -> list[str]:
         """Save one model; what the user should hear about."""
         state = cpu_state(model)
         broken, plan = nonfinite_names(state, model), self.directory.plan
-        messages = [f"{plan.name(task)} has NaN or infinity in {', '.join(broken)}: training diverged"] if broken else []
+        messages = (
+            [f"{plan.name(task)} has NaN or infinity in {', '.join(broken)}: training diverged"] if broken else []
+        )
         if (module := plan.module_file(task)) is not None:
             messages += _save_module(self.directory.path / module, model)
-        atomic_write(self.directory.checkpoint(task.group, task.run), to_bytes(state))
+        atomic_write(self.directory.checkpoint(task.subset, task.run), to_bytes(state))
         return messages
 
 # %% ../../nbs/model_util/06_retrain.ipynb #7ce421a9
@@ -211,15 +213,16 @@ def _run(job: TrainJob, tasks: Sequence[Task], n_jobs: int | None) -> None:
     description = f"{name}: resuming: {done} of {len(tasks)} models found" if done else f"{name}: retraining"
     _log.info(description)
     open_tasks = set(missing)
-    groups = _units(job, tasks)
-    if effective_n_jobs(n_jobs) > len(groups) and len(groups) < len(missing):
+    whole_units = _units(job, tasks)
+    if effective_n_jobs(n_jobs) > len(whole_units) and len(whole_units) < len(missing):
         enough = max(1, len(tasks) // effective_n_jobs(n_jobs))
         warnings.warn(
-            f"{effective_n_jobs(n_jobs)} workers share {len(groups)} group(s) of models that are trained as one: pass "
+            f"{effective_n_jobs(n_jobs)} workers share {len(whole_units)} unit(s) of models that are trained as one: "
+            "pass "
             f"max_models={enough} or less to the trainer to keep all of them busy",
             stacklevel=4,
         )
-    units = [unit for unit in groups if not open_tasks.isdisjoint(unit)]
+    units = [unit for unit in whole_units if not open_tasks.isdisjoint(unit)]
     sizes = [len(open_tasks.intersection(unit)) for unit in units]
     try:
         with closing(run_tasks(job, units, n_jobs=n_jobs, description=description, done=done, sizes=sizes)) as results:
@@ -237,31 +240,32 @@ def _run(job: TrainJob, tasks: Sequence[Task], n_jobs: int | None) -> None:
 
 
 def _units(job: TrainJob, tasks: Sequence[Task]) -> list[Sequence[Task]]:
-    """Tasks one by one, or in groups for a trainer of many models; at least one for each device."""
+    """Tasks one by one, or several for a trainer of many models; at least one for each device."""
     if not trains_many(job.train_func):
         return chunks(tasks, 1)
     if job.pool is None:
-        return chunks(tasks, job.train_func.group_size())
-    return chunks(tasks, job.train_func.group_size(device=job.pool.devices[0]), at_least=len(job.pool.devices))
+        return chunks(tasks, job.train_func.unit_size())
+    return chunks(tasks, job.train_func.unit_size(device=job.pool.devices[0]), at_least=len(job.pool.devices))
 
 
 def _interrupted(job: TrainJob, tasks: Sequence[Task]) -> KeyboardInterrupt:
     """What Ctrl-C ends with: what is kept, and how to go on."""
     done = len(tasks) - len(find_missing(job.directory, tasks)[0])
     return KeyboardInterrupt(
-        f"Interrupted: {done} of {len(tasks)} models are kept in {job.directory.path}; the same call goes on from there."
+        f"Interrupted: {done} of {len(tasks)} models are kept in {job.directory.path}; the same call goes on from "
+        "there."
     )
 
 
 def _lost_worker(job: TrainJob, tasks: Sequence[Task], error: Exception) -> RetrainError:
     """The error for a worker process that died, naming what is missing."""
     missing, _ = find_missing(job.directory, tasks)
-    paths = (job.directory.checkpoint(task.group, task.run) for task in missing)
+    paths = (job.directory.checkpoint(task.subset, task.run) for task in missing)
     files = [path.relative_to(job.directory.path).as_posix() for path in paths]
     listed = ", ".join(files[:5]) + (f" and {len(files) - 5} more" if len(files) > 5 else "")
     return RetrainError(
-        f"a worker process died ({type(error).__name__}: {error}). Missing of {len(tasks)} models: {listed}. The others "
-        "are kept: the same call trains what is missing. If workers run out of memory, use a smaller n_jobs."
+        f"a worker process died ({type(error).__name__}: {error}). Missing of {len(tasks)} models: {listed}. The "
+        "others are kept: the same call trains what is missing. If workers run out of memory, use a smaller n_jobs."
     )
 
 # %% ../../nbs/model_util/06_retrain.ipynb #6d0c59f4
@@ -289,7 +293,7 @@ def retrain_loo(
     train_func : callable
         ``train_func(dataloader, **kwargs)``, plus ``seed=`` if it takes one; returns the trained `torch.nn.Module`.
         Torch, numpy and `random` are seeded around the call and restored after it. An `EnsembleTrainer` trains many
-        models as one (its docstring says how far the bytes of models with dropout depend on the groups).
+        models as one (its docstring says how far the bytes of models with dropout depend on the units).
     dataloader : torch.utils.data.DataLoader
         Loader over the N training samples, with a sampler that has a fixed list of samples. Each model gets a loader
         like it without one sample.
@@ -301,14 +305,14 @@ def retrain_loo(
     seed : int, optional
         0 or larger. None draws one and records it in ``metadata.yml``, or continues with the recorded one.
     partition : (int, int), optional
-        Part k of n equal parts, 0 <= k < n: this call trains only those of the models. All parts go into one directory, in
-        any order, from any number of machines.
+        Part k of n equal parts, 0 <= k < n: this call trains only those of the models. All parts go into one directory,
+        in any order, from any number of machines.
     n_jobs : int, optional
         Models trained at the same time, as in joblib; None is 1 unless inside `joblib.parallel_config`.
     devices : sequence of str or torch.device, optional
         Devices of each machine, e.g. ``["cuda:0", "cuda:1"]``; every model is trained on one that no other worker has.
-        `train_func` gets it as ``device=`` if it takes that, and finds a GPU as the current one otherwise. `n_jobs` is then
-        the number of devices unless said otherwise; more workers than devices wait.
+        `train_func` gets it as ``device=`` if it takes that, and finds a GPU as the current one otherwise. `n_jobs` is
+        then the number of devices unless said otherwise; more workers than devices wait.
     overwrite : bool
         Replace what is in the directory (of the same plan: what belongs to this part) instead of continuing it.
     **kwargs
@@ -317,10 +321,11 @@ def retrain_loo(
     Raises
     ------
     TypeError
-        If the samples of `dataloader` have no fixed positions, `train_func` does not take `kwargs` or needs others, or it
-        returns no module.
+        If the samples of `dataloader` have no fixed positions, `train_func` does not take `kwargs` or needs others, or
+        it returns no module.
     ValueError
-        If `indices`, `seed` or `partition` is invalid, or the directory holds another run; names each field that differs.
+        If `indices`, `seed` or `partition` is invalid, or the directory holds another run; names each field that
+        differs.
     RetrainError
         If `train_func` raises; names the model. What was finished is kept.
     OSError
@@ -339,7 +344,7 @@ def retrain_loo(
 def _retrain(
     verb: Callable,
     plan_for: Callable[[int], Plan],
-    groups: Sequence[int],
+    subsets: Sequence[int],
     train_func: Any,
     dataloader: DataLoader,
     path: str | os.PathLike,
@@ -350,7 +355,7 @@ def _retrain(
     overwrite: bool,
     kwargs: dict[str, Any],
 ) -> None:
-    """Check what both verbs take, then train what is missing of these groups of the plan for a seed."""
+    """Check what both verbs take, then train what is missing of these subsets of the plan for a seed."""
     recipe = LoaderRecipe.of(dataloader)
     if not callable(train_func):
         raise TypeError(f"train_func: expected a function of a dataloader, got {type(train_func).__name__}")
@@ -360,10 +365,10 @@ def _retrain(
     recipe.check_batches(plan_for(check_seed(seed)).subset_size)
     directory = RetrainDir.create_or_resume(
         checked_path(path), lambda value: plan_metadata(plan_for(value), recipe, train_func, kwargs), seed,
-        overwrite=overwrite, groups=groups,
+        overwrite=overwrite, subsets=subsets,
     )
-    own = set(groups)
-    tasks = [task for task in directory.plan.tasks() if task.group in own]
+    own = set(subsets)
+    tasks = [task for task in directory.plan.tasks() if task.subset in own]
     _run(TrainJob(train_func, kwargs, recipe, directory, pool), tasks, n_jobs)
 
 
@@ -371,9 +376,9 @@ _OWN = ("train_func", "dataloader", "path", "kwargs")  # parameters of the verbs
 
 
 def _check_keywords(verb: Callable, train_func: Any, kwargs: dict[str, Any], pool: DevicePool | None) -> None:
-    """`TypeError` if the training function does not take these keywords, or needs others; before anything is written."""
+    """`TypeError` if the training function does not take these keywords or needs others; nothing is written yet."""
     many = trains_many(train_func)
-    given, passed = (3, ("shuffle", "batch_size", "drop_last", "collate_fn")) if many else (1, ())
+    num_given, passed = (3, ("shuffle", "batch_size", "drop_last", "collate_fn")) if many else (1, ())
     try:
         signature = inspect.signature(train_func.train_many if many else train_func)
     except (TypeError, ValueError):  # a built-in function does not say what it takes
@@ -382,17 +387,19 @@ def _check_keywords(verb: Callable, train_func: Any, kwargs: dict[str, Any], poo
              if passed_on and _takes(train_func, name)]
     keywords = dict.fromkeys([*kwargs, *passed, *extra])
     try:
-        signature.bind(*[None] * given, **keywords)
+        signature.bind(*[None] * num_given, **keywords)
     except TypeError as error:
         name = function_name(train_func)
-        problem = _call_problem(verb, name, signature, given, keywords)
+        problem = _call_problem(verb, name, signature, num_given, keywords)
         raise TypeError(problem or f"train_func: {name} cannot be called with a dataloader: {error}") from None
 
 
-def _call_problem(verb: Callable, name: str, signature: inspect.Signature, given: int, keywords: dict[str, Any]) -> str:
-    """Which keyword is unknown, with the one that was probably meant, or which is missing; "" if it is something else."""
+def _call_problem(
+    verb: Callable, name: str, signature: inspect.Signature, num_given: int, keywords: dict[str, Any]
+) -> str:
+    """Which keyword is unknown, and which was probably meant, or which is missing; "" if it is something else."""
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    free = [parameter for parameter in list(signature.parameters.values())[given:] if parameter.kind in kinds]
+    free = [parameter for parameter in list(signature.parameters.values())[num_given:] if parameter.kind in kinds]
     known = [parameter.name for parameter in free]
     options = [option for option in inspect.signature(verb).parameters if option not in _OWN]
     for keyword in [keyword for keyword in keywords if keyword not in known]:
@@ -402,8 +409,14 @@ def _call_problem(verb: Callable, name: str, signature: inspect.Signature, given
             f"{keyword}: neither {verb.__name__} nor train_func takes this argument. {meant}{verb.__name__} takes "
             f"{', '.join(options)}; train_func ({name}) takes {', '.join(known) or 'nothing but the dataloader'}."
         )
-    missing = [parameter.name for parameter in free if parameter.default is parameter.empty and parameter.name not in keywords]
-    return f"{missing[0]}: train_func ({name}) needs this argument; pass {missing[0]}= to {verb.__name__}" if missing else ""
+    missing = [
+        parameter.name for parameter in free if parameter.default is parameter.empty and parameter.name not in keywords
+    ]
+    return (
+        f"{missing[0]}: train_func ({name}) needs this argument; pass {missing[0]}= to {verb.__name__}"
+        if missing
+        else ""
+    )
 
 
 def _pool(devices: Any, train_func: Callable, kwargs: dict[str, Any]) -> DevicePool | None:
@@ -414,7 +427,9 @@ def _pool(devices: Any, train_func: Callable, kwargs: dict[str, Any]) -> DeviceP
     if "device" in kwargs:
         raise ValueError(f"device: got {kwargs['device']!r} as well as devices={devices!r}; leave out one of them")
     if not _takes(train_func, "device") and any(device.type != "cuda" for device in pool.devices):
-        raise ValueError(f"devices: train_func takes no device=, so it would not use {devices!r}; give it that argument")
+        raise ValueError(
+            f"devices: train_func takes no device=, so it would not use {devices!r}; give it that argument"
+        )
     return pool
 
 # %% ../../nbs/model_util/06_retrain.ipynb #e89770dd
@@ -446,7 +461,7 @@ def retrain_lds(
     train_func : callable
         ``train_func(dataloader, **kwargs)``, plus ``seed=`` if it takes one; returns the trained `torch.nn.Module`.
         Torch, numpy and `random` are seeded around the call and restored after it. An `EnsembleTrainer` trains many
-        models as one (its docstring says how far the bytes of models with dropout depend on the groups).
+        models as one (its docstring says how far the bytes of models with dropout depend on the units).
     dataloader : torch.utils.data.DataLoader
         Loader over the N training samples, with a sampler that has a fixed list of samples. Each model gets a loader
         like it over its subset.
@@ -469,8 +484,8 @@ def retrain_lds(
         Models trained at the same time, as in joblib; None is 1 unless inside `joblib.parallel_config`.
     devices : sequence of str or torch.device, optional
         Devices of each machine, e.g. ``["cuda:0", "cuda:1"]``; every model is trained on one that no other worker has.
-        `train_func` gets it as ``device=`` if it takes that, and finds a GPU as the current one otherwise. `n_jobs` is then
-        the number of devices unless said otherwise; more workers than devices wait.
+        `train_func` gets it as ``device=`` if it takes that, and finds a GPU as the current one otherwise. `n_jobs` is
+        then the number of devices unless said otherwise; more workers than devices wait.
     overwrite : bool
         Replace what is in the directory (of the same plan: what belongs to this shard) instead of continuing it.
     **kwargs
@@ -479,8 +494,8 @@ def retrain_lds(
     Raises
     ------
     TypeError
-        If the samples of `dataloader` have no fixed positions, `train_func` does not take `kwargs` or needs others, or it
-        returns no module.
+        If the samples of `dataloader` have no fixed positions, `train_func` does not take `kwargs` or needs others, or
+        it returns no module.
     ValueError
         If `total_num_subsets` is negative or not a multiple of `num_subsets`, another argument is out of its range, or
         the directory holds another run; names each field that differs.
@@ -493,6 +508,7 @@ def retrain_lds(
     total, stop = check_shard(num_subsets, start_id, total_num_subsets)
     ratio, runs = check_ratio(subset_ratio), check_int("num_runs_per_subset", num_runs_per_subset, 1)
     _retrain(
-        retrain_lds, lambda value: LdsPlan(length, total, ratio, runs, value), range(start_id, stop), train_func, dataloader,
+        retrain_lds, lambda value: LdsPlan(length, total, ratio, runs, value), range(start_id, stop), train_func,
+        dataloader,
         path, seed, n_jobs=n_jobs, devices=devices, overwrite=overwrite, kwargs=kwargs,
     )

@@ -28,8 +28,7 @@ from .seeds import check_seed
 from .validation import checked_home, checked_path
 
 # %% auto #0
-__all__ = ['FORMAT', 'plan_metadata', 'read_metadata', 'resolve_inside', 'RetrainDir', 'compare_plans', 'find_missing',
-           'require_complete']
+__all__ = []
 
 # %% ../../nbs/model_util/04_retrain_dir.ipynb #29d5ab46
 FORMAT = 1
@@ -58,8 +57,8 @@ def plan_metadata(plan: Plan, recipe: LoaderRecipe, train_func: Any, train_kwarg
 
 
 def _folders(plan: Plan) -> dict[int, str]:
-    """Folder of each group, relative to the directory."""
-    return {group: f"./{plan.folder(Task(group, 0, 0))}" for group in plan.groups}
+    """Folder of each subset, relative to the directory."""
+    return {subset: f"./{plan.folder(Task(subset, 0, 0))}" for subset in plan.subsets}
 
 # %% ../../nbs/model_util/04_retrain_dir.ipynb #65f92efd
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
@@ -71,7 +70,9 @@ def _path_text(loader: _Loader, node: yaml.Node, flavour: type[PurePath]) -> str
     parts = node.value if isinstance(node, yaml.SequenceNode) else [node]
     texts = [part.value for part in parts if isinstance(part, yaml.ScalarNode) and part.tag in (_TEXT, node.tag)]
     if len(texts) < len(parts):
-        raise yaml.constructor.ConstructorError(None, None, f"expected the parts of a path for {node.tag}", node.start_mark)
+        raise yaml.constructor.ConstructorError(
+            None, None, f"expected the parts of a path for {node.tag}", node.start_mark
+        )
     return flavour(*texts).as_posix()
 
 
@@ -116,8 +117,8 @@ def read_metadata(path: Path) -> dict[str, Any]:
 def _unreadable(file: Path, reason: str) -> ValueError:
     """Error for a metadata.yml that cannot be used."""
     return ValueError(
-        f"{file} cannot be used: {reason}. Restore the file from a copy, or retrain into another path; the models in this "
-        "directory stay as they are."
+        f"{file} cannot be used: {reason}. Restore the file from a copy, or retrain into another path; the models in "
+        "this directory stay as they are."
     )
 
 
@@ -127,7 +128,7 @@ def _check_older(file: Path, metadata: dict[str, Any]) -> None:
     folders = metadata.get(key)
     if not isinstance(folders, dict) or not folders:
         raise _unreadable(file, f"`{key}` is missing, empty or cut off")
-    if not all(isinstance(group, int) and isinstance(folder, str) for group, folder in folders.items()):
+    if not all(isinstance(subset, int) and isinstance(folder, str) for subset, folder in folders.items()):
         raise _unreadable(file, f"`{key}` must map numbers to folders")
     if not isinstance(metadata.get("num_runs_per_subset", 1), int):
         raise _unreadable(file, "`num_runs_per_subset` must be a number")
@@ -204,7 +205,7 @@ class RetrainDir:
         seed: int | None,
         *,
         overwrite: bool = False,
-        groups: Iterable[int] | None = None,
+        subsets: Iterable[int] | None = None,
     ) -> RetrainDir:
         """Write the plan into `path`, or check that the plan there is the same.
 
@@ -217,9 +218,10 @@ class RetrainDir:
         seed : int or None
             The user's seed; None takes the recorded one, or a fresh one where nothing is recorded.
         overwrite : bool
-            Remove the models of `groups` if the plan is the same, and everything that belongs to the old plan otherwise.
-        groups : iterable of int, optional
-            The groups of this call. Default: all of the plan.
+            Remove the models of `subsets` if the plan is the same, and everything that belongs to the old plan
+            otherwise.
+        subsets : iterable of int, optional
+            The subsets of this call. Default: all of the plan.
 
         Returns
         -------
@@ -228,7 +230,7 @@ class RetrainDir:
         """
         metadata = metadata_for(check_seed(seed))
         if overwrite:
-            metadata = _discard(path, metadata, metadata_for if seed is None else None, groups)
+            metadata = _discard(path, metadata, metadata_for if seed is None else None, subsets)
         while True:
             existing = _read_existing(path, metadata["mode"])
             if existing is not None:
@@ -253,28 +255,28 @@ class RetrainDir:
         return plan_of(self.metadata)
 
     @property
-    def groups(self) -> list[int]:
+    def subsets(self) -> list[int]:
         """Removed positions or subset numbers, ascending."""
         return sorted(self.metadata[self.kind.folders_key])
 
     @property
     def num_runs(self) -> int:
-        """Number of models per group."""
+        """Number of models per subset."""
         return self.metadata.get("num_runs_per_subset", 1)
 
-    def folder(self, group: int) -> Path:
-        """Folder of a group."""
+    def folder(self, subset: int) -> Path:
+        """Folder of a subset."""
         if "format" in self.metadata:  # checked to hold the standard names
-            return self.path / self.kind.folder(Task(group, 0, 0))
-        return resolve_inside(self.path, self.metadata[self.kind.folders_key][group])
+            return self.path / self.kind.folder(Task(subset, 0, 0))
+        return resolve_inside(self.path, self.metadata[self.kind.folders_key][subset])
 
-    def checkpoint(self, group: int, run: int = 0) -> Path:
+    def checkpoint(self, subset: int, run: int = 0) -> Path:
         """Checkpoint of a model."""
-        return self.folder(group) / Path(self.kind.checkpoint(Task(group, run, 0))).name
+        return self.folder(subset) / Path(self.kind.checkpoint(Task(subset, run, 0))).name
 
-    def indices_file(self, group: int) -> Path:
+    def indices_file(self, subset: int) -> Path:
         """File with the training positions of a subset."""
-        return self.folder(group) / "indices.txt"
+        return self.folder(subset) / "indices.txt"
 
     def is_done(self, task: Task) -> bool:
         """Whether the model of a task exists and is not cut off, with what is written together with it."""
@@ -288,7 +290,7 @@ class RetrainDir:
 
     def prepare(self, task: Task) -> None:
         """Make the folder of a task, with its training positions, or check that those already there are the same."""
-        self.folder(task.group).mkdir(exist_ok=True)
+        self.folder(task.subset).mkdir(exist_ok=True)
         name = self.plan.indices_file(task)
         if name is None:
             return
@@ -302,9 +304,9 @@ class RetrainDir:
                 f"another version of numpy. Delete the folder {file.parent} to train this subset again."
             )
 
-    def read_indices(self, group: int) -> np.ndarray:
+    def read_indices(self, subset: int) -> np.ndarray:
         """Training positions of a subset, int64; `ValueError` if the file is damaged."""
-        file, length = self.indices_file(group), self.metadata.get("data_length", np.inf)
+        file, length = self.indices_file(subset), self.metadata.get("data_length", np.inf)
         try:
             numbers = np.array(file.read_text().split(), dtype=np.float64)  # older tools wrote 3.0 for 3
         except ValueError as error:
@@ -313,8 +315,10 @@ class RetrainDir:
         if (positions != numbers).any() or (positions < 0).any() or (positions >= length).any():
             raise ValueError(f"{file} is damaged: expected positions below {length}, one per line")
         same_numpy = self.metadata.get("numpy") == np.__version__  # draws the same subsets again
-        if same_numpy and not np.array_equal(positions, self.plan.positions(Task(group, 0, 0))):
-            raise ValueError(f"{file} was edited or is cut off. Delete the folder {file.parent} and retrain the subset.")
+        if same_numpy and not np.array_equal(positions, self.plan.positions(Task(subset, 0, 0))):
+            raise ValueError(
+                f"{file} was edited or is cut off. Delete the folder {file.parent} and retrain the subset."
+            )
         return positions
 
 # %% ../../nbs/model_util/04_retrain_dir.ipynb #fa431c19
@@ -335,8 +339,8 @@ def compare_plans(path: Path, recorded: Mapping[str, Any], expected: Mapping[str
     """`ValueError` naming each field in which the directory at `path` differs from the present call."""
     if "format" not in recorded:
         raise ValueError(
-            f"{path} already holds models of another tool, which did not record enough to continue them. Use another path; "
-            "calculate_loo_ground_truth and calculate_lds_ground_truth read these."
+            f"{path} already holds models of another tool, which did not record enough to continue them. Use another "
+            "path; calculate_loo_ground_truth and calculate_lds_ground_truth read these."
         )
     recorded = {**recorded, "train_func": _RENAMED.get(recorded["train_func"], recorded["train_func"])}
     if recorded["mode"] != expected["mode"]:
@@ -357,7 +361,7 @@ def _read_existing(path: Path, mode: str) -> dict[str, Any] | None:
         return read_metadata(path)
     module = PLANS[mode].module
     has_module = module is not None and (path / module).exists()
-    if path.is_dir() and (has_module or any(any(folder.glob("model_weights*.pt")) for folder in _group_folders(path))):
+    if path.is_dir() and (has_module or any(any(folder.glob("model_weights*.pt")) for folder in _subset_folders(path))):
         raise ValueError(
             f"{path} holds {module if has_module else 'models'} but no metadata.yml, so nobody can say what they were "
             "trained on. Restore the file, or use another path."
@@ -365,16 +369,17 @@ def _read_existing(path: Path, mode: str) -> dict[str, Any] | None:
     return None
 
 
-def _group_folders(path: Path) -> list[Path]:
+def _subset_folders(path: Path) -> list[Path]:
     """Folders in `path` that are named like those of this format."""
     pattern = "|".join(kind.folder_pattern for kind in PLANS.values())
     return [entry for entry in path.iterdir() if re.fullmatch(pattern, entry.name) and entry.is_dir()]
 
 # %% ../../nbs/model_util/04_retrain_dir.ipynb #449df4b4
 def _discard(
-    path: Path, metadata: dict[str, Any], reseeded: Callable[[int], dict[str, Any]] | None, groups: Iterable[int] | None
+    path: Path, metadata: dict[str, Any], reseeded: Callable[[int], dict[str, Any]] | None,
+    subsets: Iterable[int] | None
 ) -> dict[str, Any]:
-    """Remove what `overwrite=True` replaces; the plan to go on with, `reseeded` if the one there differs in its seed."""
+    """Remove what `overwrite=True` replaces; the plan to go on with, `reseeded` if the old one has another seed."""
     folders: list[Path] = []
     try:
         existing = _read_existing(path, metadata["mode"])
@@ -382,12 +387,14 @@ def _discard(
             metadata = reseeded(existing["seed"]) if reseeded and "seed" in existing else metadata
             compare_plans(path, existing, metadata)
             directory = RetrainDir(path, existing)
-            folders = [directory.folder(group) for group in (directory.groups if groups is None else groups)]
+            folders = [directory.folder(subset) for subset in (directory.subsets if subsets is None else subsets)]
     except ValueError:  # no plan, a damaged one, or another one: everything of it goes
         (path / "metadata.yml").unlink(missing_ok=True)
-        folders = _group_folders(path)
+        folders = _subset_folders(path)
         for kind in PLANS.values():
-            ours = kind.mode == metadata["mode"] or any(re.fullmatch(kind.folder_pattern, place.name) for place in folders)
+            ours = kind.mode == metadata["mode"] or any(
+                re.fullmatch(kind.folder_pattern, place.name) for place in folders
+            )
             if kind.module is not None and ours:
                 (path / kind.module).unlink(missing_ok=True)
     for folder in folders:
@@ -403,19 +410,19 @@ def find_missing(directory: RetrainDir, tasks: Sequence[Task]) -> tuple[list[Tas
 
     Temporary files that killed processes left behind are removed on the way.
     """
-    for folder in [directory.path, *(directory.folder(group) for group in {task.group for task in tasks})]:
+    for folder in [directory.path, *(directory.folder(subset) for subset in {task.subset for task in tasks})]:
         sweep(folder)
     missing = [task for task in tasks if not directory.is_done(task)]
-    files = [directory.checkpoint(task.group, task.run) for task in missing]
+    files = [directory.checkpoint(task.subset, task.run) for task in missing]
     return missing, [file for file in files if file.exists() and not has_zip_directory(file)]
 
 # %% ../../nbs/model_util/04_retrain_dir.ipynb #9a2ec2b8
 def require_complete(directory: RetrainDir) -> None:
     """`FileNotFoundError` naming the missing models and the call that trains them, if there are any."""
     runs = range(directory.num_runs)
-    files = [directory.checkpoint(group, run) for group in directory.groups for run in runs]
+    files = [directory.checkpoint(subset, run) for subset in directory.subsets for run in runs]
     if directory.kind.indices_file(Task(0, 0, 0)) is not None:
-        files += [directory.indices_file(group) for group in directory.groups]
+        files += [directory.indices_file(subset) for subset in directory.subsets]
     missing = [file for file in files if not file.exists()]
     if missing:
         shown = ", ".join(file.relative_to(directory.path).as_posix() for file in missing[:5])
@@ -423,7 +430,9 @@ def require_complete(directory: RetrainDir) -> None:
         remedy = "Another tool wrote it: train what is missing there, or copy the files that are missing."
         if "format" in directory.metadata:
             remedy = f"Train what is missing with {_call(directory)}; what is there is kept."
-        raise FileNotFoundError(f"{directory.path} is incomplete: {shown}{more} missing, of {len(files)} files. {remedy}")
+        raise FileNotFoundError(
+            f"{directory.path} is incomplete: {shown}{more} missing, of {len(files)} files. {remedy}"
+        )
 
 
 def _call(directory: RetrainDir) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 # %% auto #0
-__all__ = ['derive_seed', 'check_seed', 'seeded']
+__all__ = []
 
 # %% ../../nbs/model_util/01_seeds.ipynb #3e7395a7
 def derive_seed(seed: int, *key: int) -> int:

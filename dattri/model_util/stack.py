@@ -22,8 +22,7 @@ from .validation import check_int
 from .seeds import seeded
 
 # %% auto #0
-__all__ = ['ModelStack', 'check_model_options', 'tensors_of', 'new_model', 'fitting_models', 'operations', 'is_heavy', 'is_huge',
-           'in_blocks', 'shrinking_groups']
+__all__ = []
 
 # %% ../../nbs/model_util/07_stack.ipynb #799d277a
 class _CpuLayers(TorchFunctionMode):
@@ -108,7 +107,7 @@ class _CpuLayers(TorchFunctionMode):
 
 # %% ../../nbs/model_util/07_stack.ipynb #e470a6c6
 class _Slots:
-    """Where a module keeps its parameters and buffers, by the names they are listed by, so that others can take their places."""
+    """Where a module keeps its parameters and buffers, by name, so that others can take their places."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module, self.places = module, []
@@ -121,7 +120,7 @@ class _Slots:
                         self.places.append((name, held, key))
 
     def call(self, values: dict[str, torch.Tensor], inputs: torch.Tensor) -> tuple[Any, dict[str, torch.Tensor]]:
-        """What the module makes of `inputs` with other values, and the tensors that it has put into the place of some."""
+        """What the module makes of `inputs` with other values, and the tensors that it has replaced meanwhile."""
         before = [held[key] for _, held, key in self.places]
         try:
             for name, held, key in self.places:
@@ -232,7 +231,8 @@ class ModelStack:
                 self._of_first(loss_fn, batch, shared)
             argument, culprit = self._culprit(lambda: mapped(*values, *batch))
             raise ValueError(
-                f"{argument}: {culprit} does not work for several models at once ({error}). What decides by looking at the "
+                f"{argument}: {culprit} does not work for several models at once ({error}). What decides by looking at "
+                "the "
                 "data, or what torch.vmap does not know, needs a plain training or target function, or max_models=1."
             ) from error
 
@@ -244,7 +244,9 @@ class ModelStack:
             inputs, *targets = tensors[len(names) :]
             with self._layers():
                 outputs, rebound = self._slots.call(dict(zip(names, tensors, strict=False)), inputs)
-                return loss_fn(outputs, *targets), {name: value for name, value in rebound.items() if name in self.buffers}
+                return loss_fn(outputs, *targets), {
+                    name: value for name, value in rebound.items() if name in self.buffers
+                }
 
         return call
 
@@ -306,14 +308,14 @@ def tensors_of(batch: Any, name: str) -> tuple[torch.Tensor, ...]:
     """A batch as a tuple of tensors; `TypeError` naming the argument it comes from if it is something else."""
     if not isinstance(batch, (tuple, list)) or not all(isinstance(part, torch.Tensor) for part in batch):
         raise TypeError(
-            f"{name}: many models at once need batches (inputs, *targets) of tensors, got {type(batch).__name__}; use a "
-            "plain training or target function for other data"
+            f"{name}: many models at once need batches (inputs, *targets) of tensors, got {type(batch).__name__}; use "
+            "a plain training or target function for other data"
         )
     return tuple(batch)
 
 # %% ../../nbs/model_util/07_stack.ipynb #da9d7fba
 def new_model(model_fn: Callable[[], nn.Module], seed: int | None, device: Any) -> nn.Module:
-    """What `model_fn` makes under a seed, on a device; `TypeError` if that is no module, `ValueError` if there is no such device."""
+    """What `model_fn` makes under a seed, on a device; an error if that is no module, or no device."""
     with nullcontext() if seed is None else seeded(seed):
         model = model_fn()
     if not isinstance(model, nn.Module):
@@ -366,7 +368,7 @@ def is_huge(work: int) -> bool:
 
 # %% ../../nbs/model_util/07_stack.ipynb #f4bac451
 def in_blocks(items: Sequence[_Item], work: int) -> list[Sequence[_Item]]:
-    """Models of a group in blocks of equal size, or nearly, that are handled by one thread each.
+    """Models of a unit in blocks of equal size, or nearly, that are handled by one thread each.
 
     Parameters
     ----------
@@ -378,7 +380,8 @@ def in_blocks(items: Sequence[_Item], work: int) -> list[Sequence[_Item]]:
     Returns
     -------
     list of sequences
-        One, or an even number. One model per block if stacking does not pay, and otherwise two or more if there are as many.
+        One, or an even number. One model per block if stacking does not pay, and otherwise two or more if there are as
+        many.
     """
     most = 1 if is_heavy(work) else max(_FEWEST, _BLOCK_WORK // max(1, work))
     number = -(-len(items) // most)
@@ -387,19 +390,19 @@ def in_blocks(items: Sequence[_Item], work: int) -> list[Sequence[_Item]]:
     return chunks(items, most, at_least=number)
 
 # %% ../../nbs/model_util/07_stack.ipynb #ae423f3a
-def shrinking_groups(
+def shrinking_units(
     items: Sequence[_Item], size: int, run: Callable[[Sequence[_Item]], _Result], limit: dict[str, int] | None = None
 ) -> Iterator[tuple[Sequence[_Item], _Result]]:
-    """Groups of items and what `run` makes of them; groups are halved, with one warning, while memory does not suffice.
+    """Groups of items and what `run` makes of them; units are halved, with one warning, while memory does not suffice.
 
     Parameters
     ----------
     items : sequence
         What to handle.
     size : int
-        Items per group.
+        Items per unit.
     run : callable
-        Handles a group.
+        Handles a unit.
     limit : dict, optional
         Remembers what fitted, for the next call.
 
@@ -409,29 +412,29 @@ def shrinking_groups(
         If not even one item fits.
     """
     limit = {} if limit is None else limit
-    size = wanted = min(size, limit.get("models", size))
+    size = warned = min(size, limit.get("models", size))
     start = 0
     while start < len(items):
-        group = items[start : start + size]
-        result = _unless_out_of_memory(run, group)
+        unit = items[start : start + size]
+        result = _unless_out_of_memory(run, unit)
         if result is None:  # outside of the except block, which would keep the tensors of the failed attempt alive
-            size = limit["models"] = len(group) // 2
+            size = limit["models"] = len(unit) // 2
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             continue
-        if size < wanted:
-            message = f"out of device memory with {wanted} models at once, going on with {size}: pass max_models={size}"
+        if size < warned:
+            message = f"out of device memory with {warned} models at once, going on with {size}: pass max_models={size}"
             warnings.warn(message, stacklevel=2)
-            wanted = size
-        yield group, result
-        start += len(group)
+            warned = size
+        yield unit, result
+        start += len(unit)
 
 
-def _unless_out_of_memory(run: Callable[[Sequence[_Item]], _Result], group: Sequence[_Item]) -> _Result | None:
-    """What `run` makes of a group; None if memory does not suffice for more than one item."""
+def _unless_out_of_memory(run: Callable[[Sequence[_Item]], _Result], unit: Sequence[_Item]) -> _Result | None:
+    """What `run` makes of a unit; None if memory does not suffice for more than one item."""
     try:
-        return run(group)
+        return run(unit)
     except torch.OutOfMemoryError:
-        if len(group) == 1:
+        if len(unit) == 1:
             raise
         return None

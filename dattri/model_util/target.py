@@ -22,7 +22,7 @@ from dattri.model_util.stack import (
     check_model_options,
     fitting_models,
     in_blocks,
-    shrinking_groups,
+    shrinking_units,
     is_huge,
     new_model,
     operations,
@@ -39,7 +39,7 @@ _WORTH_THREADS = 100_000_000  # operations of a batch; the start of a thread tak
 
 @dataclass(frozen=True)
 class EnsembleTarget:
-    """A target function for both ground truths that evaluates many models of one architecture at once.
+    """A target function for both ground truths that evaluates many models at once.
 
     Call it like any target function, ``target(model, dataloader)``; `calculate_loo_ground_truth` and
     `calculate_lds_ground_truth` use `evaluate_many` when they get one. Models are in evaluation mode.
@@ -77,10 +77,10 @@ class EnsembleTarget:
         return self.evaluate_many([model], dataloader)[0]
 
     def plan_arguments(self) -> dict[str, Any]:
-        """What values depend on; where and in how large groups models are evaluated is not part of it."""
+        """What values depend on; where and in how large units models are evaluated is not part of it."""
         return {"model_fn": self.model_fn, "loss_fn": self.loss_fn}
 
-    def group_size(self) -> int:
+    def unit_size(self) -> int:
         """How many models are evaluated at once."""
         return fitting_models(self._new_model()) if self.max_models == "auto" else int(self.max_models)
 
@@ -109,14 +109,15 @@ class EnsembleTarget:
         if isinstance(models, (nn.Module, dict, str, os.PathLike)) or not len(models):
             raise ValueError(f"models: expected a list of checkpoints, state dicts or modules, got {models!r:.60}")
 
-        def run(group: Sequence[Any]) -> torch.Tensor:
-            return self._evaluate(self._stack(group), dataloader)
+        def run(unit: Sequence[Any]) -> torch.Tensor:
+            return self._evaluate(self._stack(unit), dataloader)
 
-        return torch.cat([values for _, values in shrinking_groups(models, self.group_size(), run, self._limit)])
+        return torch.cat([values for _, values in shrinking_units(models, self.unit_size(), run, self._limit)])
 
     def _new_model(self) -> nn.Module:
         """A model in evaluation mode, on the device."""
-        return new_model(self.model_fn, 0, self.device).eval()  # drawn under a seed: the user's random state is not touched
+        # drawn under a seed: the user's random state is not touched
+        return new_model(self.model_fn, 0, self.device).eval()
 
     def _stack(self, models: Sequence[Any]) -> ModelStack:
         """The weights of several models."""
@@ -130,7 +131,9 @@ class EnsembleTarget:
                 scratch.load_state_dict(state.state_dict() if isinstance(state, nn.Module) else state)
             except (RuntimeError, TypeError) as error:
                 name = model if isinstance(model, (str, os.PathLike)) else f"number {number}"
-                raise ValueError(f"model_fn: the weights of {name} do not fit {type(scratch).__name__}: {error}") from error
+                raise ValueError(
+                    f"model_fn: the weights of {name} do not fit {type(scratch).__name__}: {error}"
+                ) from error
             stack.put(number, scratch)
         return stack
 
@@ -146,8 +149,9 @@ class EnsembleTarget:
             values = losses(parts_of_batch)
             if values.ndim != 2 or values.shape[1] != len(parts_of_batch[0]):
                 raise ValueError(
-                    f"loss_fn: expected one value for each of the {len(parts_of_batch[0])} samples of a batch, got shape "
-                    f"{tuple(values.shape[1:])}; torch's losses need reduction='none', and outputs and targets without extra axes"
+                    f"loss_fn: expected one value for each of the {len(parts_of_batch[0])} samples of a batch, got "
+                    f"shape {tuple(values.shape[1:])}; torch's losses need reduction='none', and outputs and targets "
+                    "without extra axes"
                 )
             parts.append(values)
         return torch.cat(parts, dim=1)

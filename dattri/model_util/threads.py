@@ -16,10 +16,11 @@ from typing import TypeVar
 import torch
 
 # %% auto #0
-__all__ = ['single_thread', 'is_plain_thread', 'row_blocks', 'map_blocks']
+__all__ = []
 
 # %% ../../nbs/model_util/10_threads.ipynb #3ca51e93
-_free: ContextVar[int | None] = ContextVar("free", default=None)  # threads that blocks may use; None: as many as torch has
+# threads that blocks may use; None: as many as torch has
+_free: ContextVar[int | None] = ContextVar("free", default=None)
 
 
 @contextmanager
@@ -63,7 +64,7 @@ def map_blocks(
     grad: bool = False,
     stop: threading.Event | None = None,
 ) -> list[_Result]:
-    """Call `function` on every block, on as many threads as torch has outside of `single_thread`, each block on one thread.
+    """Call `function` on every block, each on one thread, on as many as torch has outside of `single_thread`.
 
     Parameters
     ----------

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 # %% auto #0
-__all__ = ['check_int', 'check_ratio', 'check_n_jobs', 'check_shard', 'check_partition', 'checked_path', 'checked_home']
+__all__ = []
 
 # %% ../../nbs/model_util/11_validation.ipynb #2001370a
 def check_int(name: str, value: Any, minimum: int) -> int:

@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 # %% auto #0
-__all__ = ['CHECKPOINT', 'gpt2', 'read_parquet_texts', 'text_tokenizer', 'wikitext_blocks']
+__all__ = ['gpt2']
 
 # %% ../../../nbs/benchmark/models/04_gpt2.ipynb #6858a6e8
 def _imported(name: str) -> Any:
@@ -24,20 +24,23 @@ def _imported(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ImportError(f"{name} could not be imported ({error}); install it with: pip install 'dattri[text]'") from error
+        raise ImportError(
+            f"{name} could not be imported ({error}); install it with: pip install 'dattri[text]'"
+        ) from error
 
 # %% ../../../nbs/benchmark/models/04_gpt2.ipynb #f96e21b7
-CHECKPOINT = "openai-community/gpt2"
+_CHECKPOINT = "openai-community/gpt2"
 
 
 def _fetched(load: Callable[..., Any], **options: Any) -> Any:
     """A part of the checkpoint, from the cache or the hub; `OSError` saying what to do if neither has it."""
     try:
-        return load(CHECKPOINT, **options)
+        return load(_CHECKPOINT, **options)
     except OSError as error:
         raise OSError(
-            f"{CHECKPOINT} could not be fetched from the Hugging Face hub (https://huggingface.co/{CHECKPOINT}): {error} Check the "
-            "network (and HF_ENDPOINT and HF_HUB_OFFLINE, if you set them) and call again. The digits settings need no network."
+            f"{_CHECKPOINT} could not be fetched from the Hugging Face hub (https://huggingface.co/{_CHECKPOINT}): "
+            f"{error} Check the network (and HF_ENDPOINT and HF_HUB_OFFLINE, if you set them) and call again. The "
+            "digits settings need no network."
         ) from error
 
 
@@ -49,8 +52,8 @@ def gpt2(pretrained: bool = True, **config: Any) -> nn.Module:
     pretrained : bool
         Published weights, downloaded at the first call; or new ones, with no network.
     **config
-        Changes of `transformers.GPT2Config`, such as ``n_layer=1``; with published weights those that leave their shapes
-        as they are, such as ``resid_pdrop=0.0``.
+        Changes of `transformers.GPT2Config`, such as ``n_layer=1``; with published weights those that leave their
+        shapes as they are, such as ``resid_pdrop=0.0``.
 
     Returns
     -------
@@ -116,5 +119,7 @@ def wikitext_blocks(texts: list[str], tokenizer: Callable[..., Any], length: int
         blocks.append(torch.tensor(tokens[: len(tokens) // length * length], dtype=torch.int64).view(-1, length))
     ids = torch.cat([torch.empty(0, length, dtype=torch.int64), *blocks])
     if len(ids) == 0:
-        raise ValueError(f"texts: {len(texts)} rows do not fill a block of {length} tokens; pass more text or a smaller length")
+        raise ValueError(
+            f"texts: {len(texts)} rows do not fill a block of {length} tokens; pass more text or a smaller length"
+        )
     return TensorDataset(ids, ids)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 # %% auto #0
-__all__ = ['skew', 'RelativeAttention', 'MusicTransformer']
+__all__ = ['MusicTransformer']
 
 # %% ../../../nbs/benchmark/models/02_music_transformer.ipynb #c081f383
 def skew(products: torch.Tensor) -> torch.Tensor:
@@ -60,7 +60,9 @@ class RelativeAttention(nn.Module):
         """New values of tokens, shape (batch_size, length, width)."""
         length = values.shape[1]
         projected = nn.functional.linear(values, self.in_proj_weight, self.in_proj_bias)
-        query, key, value = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in projected.chunk(3, -1))
+        query, key, value = (
+            part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in projected.chunk(3, -1)
+        )
         query = query / math.sqrt(query.shape[-1])
         relative = skew(query @ self.Er[len(self.Er) - length :].T)
         later = torch.ones(length, length, dtype=torch.bool, device=values.device).triu(1)

@@ -1,0 +1,96 @@
+"""What the package offers. A new public name is a decision: it is made here."""
+
+import importlib
+import inspect
+import pkgutil
+import re
+import subprocess
+import sys
+
+import pytest
+from helpers import ROOT
+
+import dattri
+
+FRONT_DOOR = [
+    "retrain_loo", "retrain_lds", "EnsembleTrainer", "SingleModelTrainer",
+    "calculate_loo_ground_truth", "calculate_lds_ground_truth", "GroundTruth", "EnsembleTarget",
+    "lds", "lds_interval", "loo_corr", "mislabel_detection_auc", "judge", "read_scores", "read_ground_truth",
+    "load_benchmark", "list_benchmarks", "find_setting", "register_setting", "Setting", "build_benchmark",
+    "publish_benchmark", "Datasets", "digits", "flip_label", "SubsetSampler",
+]  # fmt: skip
+MODULES = {
+    "dattri": FRONT_DOOR,
+    "dattri._docs": ["NumpyRenderer"],  # of the docs build alone
+    "dattri.benchmark.build": ["BuildError", "build_benchmark", "retrain_setting"],
+    "dattri.benchmark.datasets": ["Datasets", "cifar2", "digits", "maestro", "mnist", "shakespeare", "wikitext2"],
+    "dattri.benchmark.hub": ["publish_benchmark"],
+    "dattri.benchmark.load": ["list_benchmarks", "load_benchmark", "load_setting"],
+    "dattri.benchmark.models.gpt2": ["gpt2"],
+    "dattri.benchmark.models.linear": ["LogisticRegression", "MLP"],
+    "dattri.benchmark.models.music_transformer": ["MusicTransformer"],
+    "dattri.benchmark.models.nanogpt": ["NanoGPT"],
+    "dattri.benchmark.models.resnet": ["ResNet9"],
+    "dattri.benchmark.settings": ["Setting", "find_setting", "list_benchmarks", "register_setting"],
+    "dattri.benchmark.training": [
+        "SingleModelTrainer", "block_loss", "cosine", "decay_matrices", "last_token_loss", "next_token_loss",
+    ],
+    "dattri.benchmark.utils": ["SubsetSampler", "flip_label"],
+    "dattri.demo": ["run_demo"],
+    "dattri.metric": [
+        "ConfidenceInterval", "Correlation", "GroundTruth", "MislabelDetection", "RocCurve",
+        "calculate_lds_ground_truth", "calculate_loo_ground_truth", "lds", "lds_interval", "loo_corr",
+        "mislabel_detection_auc",
+    ],
+    "dattri.metric.correlation": ["Correlation", "lds", "loo_corr"],
+    "dattri.metric.files": ["read_ground_truth", "read_scores"],
+    "dattri.metric.ground_truth": [
+        "EvaluatesMany", "GroundTruth", "calculate_lds_ground_truth", "calculate_loo_ground_truth",
+    ],
+    "dattri.metric.mislabel": ["MislabelDetection", "RocCurve", "mislabel_detection_auc"],
+    "dattri.metric.report": ["Report", "judge"],
+    "dattri.metric.uncertainty": ["ConfidenceInterval", "lds_interval"],
+    "dattri.model_util.ensemble": ["EnsembleTrainer"],
+    "dattri.model_util.retrain": ["RetrainError", "TrainsMany", "retrain_lds", "retrain_loo"],
+    "dattri.model_util.target": ["EnsembleTarget"],
+}  # fmt: skip
+EVERY = ["dattri", *(module.name for module in pkgutil.walk_packages(dattri.__path__, "dattri."))]
+
+
+@pytest.mark.parametrize("name", [name for name in EVERY if name != "dattri._modidx"])
+def test_public_names(name):
+    public = getattr(importlib.import_module(name), "__all__", [])
+    assert sorted(public) == sorted(MODULES.get(name, [])), "list the name above if users need it; else make it private"
+
+
+@pytest.mark.parametrize("name", FRONT_DOOR)
+def test_help_has_the_first_line_of_each_docstring(name):
+    assert f"\n{name}\n    {inspect.getdoc(getattr(dattri, name)).splitlines()[0]}" in dattri.__doc__
+
+
+def test_editors_know_the_names_too():
+    source = (ROOT / "dattri" / "__init__.py").read_text()
+    imports = re.findall(r"^    from dattri\.\S+ import (.+)$", source, re.MULTILINE)
+    assert sorted(", ".join(imports).split(", ")) == sorted(FRONT_DOOR)
+
+
+def test_the_front_door_is_listed_before_anything_is_loaded():
+    code = """
+import sys, dattri
+listed = dir(dattri)
+assert "torch" not in sys.modules and "numpy" not in sys.modules
+print(*listed)
+"""
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert {*FRONT_DOOR, "__version__"} <= {*shown}
+    with pytest.raises(AttributeError, match=r"no attribute 'retrain_ldss'.*it offers retrain_loo"):
+        dattri.retrain_ldss  # noqa: B018
+
+
+def test_tutorials_and_readme_import_from_the_front_door():
+    pages = [*(ROOT / "nbs" / "tutorials").glob("*.ipynb"), ROOT / "README.md"]
+    for page in pages:
+        for module, names in re.findall(r"from (dattri[\w.]+) import ([\w, ]+)", page.read_text()):
+            for name in names.split(", "):
+                assert name not in FRONT_DOOR, f"{page.name}: import {name} from dattri"
+                assert name in MODULES.get(module, []), f"{page.name}: {module}.{name} is private"
