@@ -85,8 +85,8 @@ def test_the_card(tmp_path, fresh, hub):
     publish_benchmark(tmp_path, "me/points", license="mit")
     card = DatasetCard(hub.files("me/points")["README.md"].decode())
     assert card.data.license == "mit" and card.data.size_categories == ["n<1K"] and "dattri" in card.data.tags
-    shown = ("## points_lr", "## points_other", "load_benchmark('lr', 'points', 'lds')", "| lds: all targets are finite |")
-    for text in shown:
+    call, checked = "load_benchmark('lr', 'points', 'lds')", "| lds: all targets are finite |"
+    for text in ("## points_lr", "## points_other", call, checked):
         assert text in card.text
     hub.change(("dataset", "me/points"), {"README.md": b"# By hand", "bad/manifest.json": b"{"})
     publish_benchmark(tmp_path / "benchmark" / "points_other", "me/points")
