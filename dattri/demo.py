@@ -24,59 +24,6 @@ from .model_util.checkpoint import load_checkpoint
 # %% auto #0
 __all__ = ['run_demo']
 
-# %% ../nbs/demo.ipynb #7efeae23
-def _flat(model: nn.Module) -> tuple[torch.Tensor, Callable]:
-    """Parameters of a model as one vector, and the loss of a batch as a function of it."""
-    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    sizes = [shape.numel() for shape in shapes.values()]
-    vector = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
-
-    def loss(vector: torch.Tensor, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        parts = zip(shapes.items(), vector.split(sizes), strict=True)
-        logits = functional_call(model, {name: part.view(shape) for (name, shape), part in parts}, (inputs,))
-        return nn.functional.cross_entropy(logits, labels)
-
-    return vector, loss
-
-
-def sample_gradients(model: nn.Module, dataset: TensorDataset) -> torch.Tensor:
-    """Gradient of each sample's loss, shape (num_samples, num_parameters)."""
-    vector, loss = _flat(model)
-
-    def of_one(vector: torch.Tensor, inputs: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        return loss(vector, inputs[None], label[None])
-
-    return vmap(grad(of_one), in_dims=(None, 0, 0))(vector, *dataset.tensors)
-
-# %% ../nbs/demo.ipynb #1875a461
-def inverse_hessian(model: nn.Module, dataset: TensorDataset, damping: float = 1e-3) -> torch.Tensor:
-    """Inverse of the Hessian of the mean loss plus `damping` times the identity."""
-    vector, loss = _flat(model)
-    matrix = hessian(loss)(vector, *dataset.tensors)
-    return torch.linalg.inv(matrix + damping * torch.eye(len(vector)))
-
-# %% ../nbs/demo.ipynb #58dea66a
-class Scores(NamedTuple):
-    """Scores of training samples for test samples, (num_train, num_test), and for themselves, (num_train,)."""
-
-    attribution: torch.Tensor
-    self_attribution: torch.Tensor
-
-# %% ../nbs/demo.ipynb #378a6464
-def attribute(model: nn.Module, train: TensorDataset, test: TensorDataset) -> dict[str, Scores]:
-    """Scores of the three methods for a trained model."""
-    train_gradients, test_gradients = sample_gradients(model, train), sample_gradients(model, test)
-    generator = torch.Generator().manual_seed(1)
-    scores = {}
-    for name, preconditioned in {
-        "influence function": train_gradients @ inverse_hessian(model, train),
-        "gradient dot product": train_gradients,
-    }.items():
-        scores[name] = Scores(preconditioned @ test_gradients.T, (preconditioned * train_gradients).sum(1))
-    shape = len(train), len(test)
-    scores["random"] = Scores(torch.randn(shape, generator=generator), torch.randn(shape[0], generator=generator))
-    return scores
-
 # %% ../nbs/demo.ipynb #b7abdba9
 class DemoResult(NamedTuple):
     """What the demo found for one method; `lds_each`, `score` and `roc` are kept for the picture."""
@@ -132,6 +79,59 @@ def _scores(attributes: dict[str, Any]) -> dict[str, Scores]:
     model = attributes["model"]
     model.load_state_dict(load_checkpoint(Path(attributes["models_full"][0])))
     return attribute(model, attributes["train_dataset"], attributes["test_dataset"])
+
+# %% ../nbs/demo.ipynb #58dea66a
+class Scores(NamedTuple):
+    """Scores of training samples for test samples, (num_train, num_test), and for themselves, (num_train,)."""
+
+    attribution: torch.Tensor
+    self_attribution: torch.Tensor
+
+# %% ../nbs/demo.ipynb #7efeae23
+def _flat(model: nn.Module) -> tuple[torch.Tensor, Callable]:
+    """Parameters of a model as one vector, and the loss of a batch as a function of it."""
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    sizes = [shape.numel() for shape in shapes.values()]
+    vector = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+    def loss(vector: torch.Tensor, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        parts = zip(shapes.items(), vector.split(sizes), strict=True)
+        logits = functional_call(model, {name: part.view(shape) for (name, shape), part in parts}, (inputs,))
+        return nn.functional.cross_entropy(logits, labels)
+
+    return vector, loss
+
+
+def sample_gradients(model: nn.Module, dataset: TensorDataset) -> torch.Tensor:
+    """Gradient of each sample's loss, shape (num_samples, num_parameters)."""
+    vector, loss = _flat(model)
+
+    def of_one(vector: torch.Tensor, inputs: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        return loss(vector, inputs[None], label[None])
+
+    return vmap(grad(of_one), in_dims=(None, 0, 0))(vector, *dataset.tensors)
+
+# %% ../nbs/demo.ipynb #1875a461
+def inverse_hessian(model: nn.Module, dataset: TensorDataset, damping: float = 1e-3) -> torch.Tensor:
+    """Inverse of the Hessian of the mean loss plus `damping` times the identity."""
+    vector, loss = _flat(model)
+    matrix = hessian(loss)(vector, *dataset.tensors)
+    return torch.linalg.inv(matrix + damping * torch.eye(len(vector)))
+
+# %% ../nbs/demo.ipynb #378a6464
+def attribute(model: nn.Module, train: TensorDataset, test: TensorDataset) -> dict[str, Scores]:
+    """Scores of the three methods for a trained model."""
+    train_gradients, test_gradients = sample_gradients(model, train), sample_gradients(model, test)
+    generator = torch.Generator().manual_seed(1)
+    scores = {}
+    for name, preconditioned in {
+        "influence function": train_gradients @ inverse_hessian(model, train),
+        "gradient dot product": train_gradients,
+    }.items():
+        scores[name] = Scores(preconditioned @ test_gradients.T, (preconditioned * train_gradients).sum(1))
+    shape = len(train), len(test)
+    scores["random"] = Scores(torch.randn(shape, generator=generator), torch.randn(shape[0], generator=generator))
+    return scores
 
 # %% ../nbs/demo.ipynb #9ea51198
 def table(results: dict[str, DemoResult]) -> str:

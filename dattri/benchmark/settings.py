@@ -270,11 +270,6 @@ def find_setting(model: str, dataset: str) -> Setting:
     known = ", ".join(f"({left!r}, {right!r})" for left, right in sorted(_REGISTRY, key=likeness))
     raise ValueError(f"model, dataset: there is no setting ({model!r}, {dataset!r}); expected one of {known}")
 
-# %% ../../nbs/benchmark/09_settings.ipynb #99773329
-def list_benchmarks() -> SettingTable:
-    """All registered settings; iterating gives their records."""
-    return SettingTable(list(_REGISTRY.values()))
-
 # %% ../../nbs/benchmark/09_settings.ipynb #964e5f9e
 class SettingTable:
     """Settings as a table, in a terminal and in a notebook."""
@@ -313,6 +308,11 @@ class SettingTable:
             for tag, row in zip(tags, self._rows(), strict=True)
         ]
         return f"<table>{''.join(lines)}</table>"
+
+# %% ../../nbs/benchmark/09_settings.ipynb #99773329
+def list_benchmarks() -> SettingTable:
+    """All registered settings; iterating gives their records."""
+    return SettingTable(list(_REGISTRY.values()))
 
 # %% ../../nbs/benchmark/09_settings.ipynb #edb1c243
 def _classifier(model_fn: Callable[[], nn.Module], *, num_epochs: int, batch_size: int, **sgd: Any) -> dict[str, Any]:

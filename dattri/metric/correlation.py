@@ -21,6 +21,127 @@ from ..model_util.threads import map_blocks, row_blocks, single_thread
 # %% auto #0
 __all__ = ['Correlation', 'lds', 'loo_corr']
 
+# %% ../../nbs/metric/01_correlation.ipynb #63423600
+class Correlation(NamedTuple):
+    """Correlation of each test sample and its two-sided p-value, tensors of shape (num_test,)."""
+
+    correlation: torch.Tensor
+    pvalue: torch.Tensor
+
+# %% ../../nbs/metric/01_correlation.ipynb #7995a2e7
+def lds(score: Any, ground_truth: tuple[torch.Tensor, torch.Tensor]) -> Correlation:
+    """Linear datamodeling score: do sums of scores rank the retrained models as retraining did?
+
+    For each test sample, Spearman's rank correlation over the subsets between the sum of the scores of the samples in
+    the subset and the target of the model trained on it (Park et al. 2023, arXiv:2303.14186, definition 2.1). Sums are
+    exact, rounded once to float64: neither the order of the training samples nor ties by rounding play a part.
+
+    Parameters
+    ----------
+    score : tensor, shape (num_train, num_test)
+        Attribution scores of any real dtype; larger means that the training sample helps the test sample more. Scores
+        that do not fit the memory may be a memory map, an HDF5, Zarr or Dask array, anything with ``shape``, ``dtype``
+        and slices ``[:, start:stop]``, or an iterable of blocks of columns, tensors of shape (num_train, block_size).
+    ground_truth : pair (targets, subsets)
+        What `calculate_lds_ground_truth` returns: targets of shape (num_subsets, num_test), larger is better for the
+        test sample, and the training samples of each subset: positions of shape (num_subsets, subset_size), a list of
+        vectors of positions, which may differ in length, or a boolean mask of shape (num_subsets, num_train).
+
+    Returns
+    -------
+    Correlation
+        ``correlation`` in [-1, 1] and two-sided ``pvalue``, each of shape (num_test,), on the score's device, in the
+        score's dtype (at least float32). As in `scipy.stats.spearmanr`, a constant column gives nan, and so do
+        p-values of fewer than 3 subsets, with one warning.
+
+    Raises
+    ------
+    TypeError
+        If `score` is no matrix of real numbers, such as a masked, complex or object array.
+    ValueError
+        If the shapes do not fit together, a position is beyond the rows of `score` or named twice in a subset, integers
+        look like a mask, a value is NaN or infinite, or the sums of a column cannot be compared in float64.
+    """
+    with single_thread():
+        predicted, actual, dtype = ranked_pair(score, ground_truth)
+        correlation = _spearman(predicted, actual)
+        return _finish(correlation, predicted.shape[1], dtype, "subsets", pvalue_of_two=np.nan)
+
+# %% ../../nbs/metric/01_correlation.ipynb #0da59d24
+def loo_corr(score: Any, ground_truth: tuple[torch.Tensor, torch.Tensor]) -> Correlation:
+    """Leave-one-out correlation: do scores say how much the target changes when a sample is removed?
+
+    For each test sample, Pearson's correlation over the removed samples between their scores and the targets of the
+    models trained without them (Koh and Liang 2017, arXiv:1703.04730, section 4.1).
+
+    Parameters
+    ----------
+    score : tensor, shape (num_train, num_test)
+        Attribution scores of any real dtype; larger means that the training sample helps the test sample more. Scores
+        that do not fit the memory may be a memory map, an HDF5, Zarr or Dask array, anything with ``shape``, ``dtype``
+        and slices ``[:, start:stop]``, or an iterable of blocks of columns, tensors of shape (num_train, block_size).
+    ground_truth : pair of tensors, shapes (num_models, num_test) and (num_models,)
+        What `calculate_loo_ground_truth` returns: the target (a loss) of each model, and the position of the sample it
+        was trained without. Row k is compared with row ``indices[k]`` of `score`; rows may come in any order, and
+        samples may be missing.
+
+    Returns
+    -------
+    Correlation
+        ``correlation`` in [-1, 1] and two-sided ``pvalue``, each of shape (num_test,), on the score's device, in the
+        score's dtype (at least float32). As in `scipy.stats.pearsonr`, a constant column gives nan, with one warning.
+        The p-value of 2 models is 1, as in scipy; of 1 model everything is nan.
+
+    Raises
+    ------
+    TypeError
+        If `score` is no matrix of real numbers, such as a masked, complex or object array.
+    ValueError
+        If the shapes do not fit together, an index is beyond the rows of `score`, or a value that is compared is NaN or
+        infinite.
+    """
+    targets, indices = _removed_of(ground_truth)
+    parts, dtype = [], torch.float32
+    with single_thread():
+        for block in Scores(score).blocks(targets.shape[1], int(indices.min()), int(indices.max())):
+            parts.append(_loo_block(block, targets[:, block.columns].to(block.device), indices.to(block.device)))
+            dtype = torch.promote_types(dtype, block.result_dtype)
+        return _finish(torch.cat(parts), len(indices), dtype, "models", pvalue_of_two=1.0)
+
+
+def _loo_block(score: Block, targets: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """Correlation of each column of a block of scores, whose rows are those of all training samples."""
+    in_place = len(indices) == score.shape[0] and torch.equal(
+        indices, torch.arange(len(indices), device=indices.device)
+    )
+    correlation = _pearson(score, None if in_place else indices, targets)
+    if bool(correlation.isnan().any()):
+        Block(targets, score.columns.start, name="ground_truth", row="model").check_finite()
+        score.check_finite(indices)
+    return correlation
+
+# %% ../../nbs/metric/01_correlation.ipynb #x6342360
+def _finish(
+    correlation: torch.Tensor, count: int, dtype: torch.dtype, what: str, pvalue_of_two: float
+) -> Correlation:
+    """Clip, attach p-values, and warn once about undefined values."""
+    correlation = correlation.clamp(-1, 1)
+    degrees = count - 2
+    values = correlation.cpu().numpy()
+    if degrees > 0:
+        with np.errstate(divide="ignore"):
+            statistic = np.abs(values) * np.sqrt(degrees / ((1 - values) * (1 + values)))
+        pvalue = 2 * scipy.special.stdtr(degrees, -statistic)
+    else:
+        pvalue = np.where(np.isnan(values), np.nan, pvalue_of_two)
+    undefined = int(np.isnan(values).sum())
+    few_values = bool(np.isnan(pvalue).any()) and degrees <= 0
+    if undefined or few_values:
+        reason = f"{undefined} of {len(values)} correlations are nan (constant columns, or fewer than 2 {what})"
+        few = f"p-values need at least 3 {what}, there are {count}"
+        warnings.warn("; ".join([reason] * bool(undefined) + [few] * few_values), stacklevel=3)
+    return Correlation(correlation.to(dtype), torch.as_tensor(pvalue, dtype=dtype, device=correlation.device))
+
 # %% ../../nbs/metric/01_correlation.ipynb #76f3606c
 def _check_pair(ground_truth: Any) -> tuple[torch.Tensor, Any]:
     """Targets of a ground truth as a matrix, and what they belong to as it is."""
@@ -105,74 +226,6 @@ def _shared(place: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
     first = torch.where(starts, place, 0.0).cummax(1).values
     last = torch.where(ends, place, float(place.shape[1])).flip(1).cummin(1).values.flip(1)
     return (first + last) / 2
-
-# %% ../../nbs/metric/01_correlation.ipynb #63423600
-class Correlation(NamedTuple):
-    """Correlation of each test sample and its two-sided p-value, tensors of shape (num_test,)."""
-
-    correlation: torch.Tensor
-    pvalue: torch.Tensor
-
-
-def _finish(
-    correlation: torch.Tensor, count: int, dtype: torch.dtype, what: str, pvalue_of_two: float
-) -> Correlation:
-    """Clip, attach p-values, and warn once about undefined values."""
-    correlation = correlation.clamp(-1, 1)
-    degrees = count - 2
-    values = correlation.cpu().numpy()
-    if degrees > 0:
-        with np.errstate(divide="ignore"):
-            statistic = np.abs(values) * np.sqrt(degrees / ((1 - values) * (1 + values)))
-        pvalue = 2 * scipy.special.stdtr(degrees, -statistic)
-    else:
-        pvalue = np.where(np.isnan(values), np.nan, pvalue_of_two)
-    undefined = int(np.isnan(values).sum())
-    few_values = bool(np.isnan(pvalue).any()) and degrees <= 0
-    if undefined or few_values:
-        reason = f"{undefined} of {len(values)} correlations are nan (constant columns, or fewer than 2 {what})"
-        few = f"p-values need at least 3 {what}, there are {count}"
-        warnings.warn("; ".join([reason] * bool(undefined) + [few] * few_values), stacklevel=3)
-    return Correlation(correlation.to(dtype), torch.as_tensor(pvalue, dtype=dtype, device=correlation.device))
-
-# %% ../../nbs/metric/01_correlation.ipynb #7995a2e7
-def lds(score: Any, ground_truth: tuple[torch.Tensor, torch.Tensor]) -> Correlation:
-    """Linear datamodeling score: do sums of scores rank the retrained models as retraining did?
-
-    For each test sample, Spearman's rank correlation over the subsets between the sum of the scores of the samples in
-    the subset and the target of the model trained on it (Park et al. 2023, arXiv:2303.14186, definition 2.1). Sums are
-    exact, rounded once to float64: neither the order of the training samples nor ties by rounding play a part.
-
-    Parameters
-    ----------
-    score : tensor, shape (num_train, num_test)
-        Attribution scores of any real dtype; larger means that the training sample helps the test sample more. Scores
-        that do not fit the memory may be a memory map, an HDF5, Zarr or Dask array, anything with ``shape``, ``dtype``
-        and slices ``[:, start:stop]``, or an iterable of blocks of columns, tensors of shape (num_train, block_size).
-    ground_truth : pair (targets, subsets)
-        What `calculate_lds_ground_truth` returns: targets of shape (num_subsets, num_test), larger is better for the
-        test sample, and the training samples of each subset: positions of shape (num_subsets, subset_size), a list of
-        vectors of positions, which may differ in length, or a boolean mask of shape (num_subsets, num_train).
-
-    Returns
-    -------
-    Correlation
-        ``correlation`` in [-1, 1] and two-sided ``pvalue``, each of shape (num_test,), on the score's device, in the
-        score's dtype (at least float32). As in `scipy.stats.spearmanr`, a constant column gives nan, and so do
-        p-values of fewer than 3 subsets, with one warning.
-
-    Raises
-    ------
-    TypeError
-        If `score` is no matrix of real numbers, such as a masked, complex or object array.
-    ValueError
-        If the shapes do not fit together, a position is beyond the rows of `score` or named twice in a subset, integers
-        look like a mask, a value is NaN or infinite, or the sums of a column cannot be compared in float64.
-    """
-    with single_thread():
-        predicted, actual, dtype = ranked_pair(score, ground_truth)
-        correlation = _spearman(predicted, actual)
-        return _finish(correlation, predicted.shape[1], dtype, "subsets", pvalue_of_two=np.nan)
 
 # %% ../../nbs/metric/01_correlation.ipynb #f02ad3e2
 class RankedPair(NamedTuple):
@@ -291,56 +344,3 @@ def _two_pass_pearson(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         centred = centred / centred.abs().amax(0)
         products *= centred / torch.linalg.vector_norm(centred, dim=0)
     return products.sum(0).masked_fill(constant, torch.nan)
-
-# %% ../../nbs/metric/01_correlation.ipynb #0da59d24
-def loo_corr(score: Any, ground_truth: tuple[torch.Tensor, torch.Tensor]) -> Correlation:
-    """Leave-one-out correlation: do scores say how much the target changes when a sample is removed?
-
-    For each test sample, Pearson's correlation over the removed samples between their scores and the targets of the
-    models trained without them (Koh and Liang 2017, arXiv:1703.04730, section 4.1).
-
-    Parameters
-    ----------
-    score : tensor, shape (num_train, num_test)
-        Attribution scores of any real dtype; larger means that the training sample helps the test sample more. Scores
-        that do not fit the memory may be a memory map, an HDF5, Zarr or Dask array, anything with ``shape``, ``dtype``
-        and slices ``[:, start:stop]``, or an iterable of blocks of columns, tensors of shape (num_train, block_size).
-    ground_truth : pair of tensors, shapes (num_models, num_test) and (num_models,)
-        What `calculate_loo_ground_truth` returns: the target (a loss) of each model, and the position of the sample it
-        was trained without. Row k is compared with row ``indices[k]`` of `score`; rows may come in any order, and
-        samples may be missing.
-
-    Returns
-    -------
-    Correlation
-        ``correlation`` in [-1, 1] and two-sided ``pvalue``, each of shape (num_test,), on the score's device, in the
-        score's dtype (at least float32). As in `scipy.stats.pearsonr`, a constant column gives nan, with one warning.
-        The p-value of 2 models is 1, as in scipy; of 1 model everything is nan.
-
-    Raises
-    ------
-    TypeError
-        If `score` is no matrix of real numbers, such as a masked, complex or object array.
-    ValueError
-        If the shapes do not fit together, an index is beyond the rows of `score`, or a value that is compared is NaN or
-        infinite.
-    """
-    targets, indices = _removed_of(ground_truth)
-    parts, dtype = [], torch.float32
-    with single_thread():
-        for block in Scores(score).blocks(targets.shape[1], int(indices.min()), int(indices.max())):
-            parts.append(_loo_block(block, targets[:, block.columns].to(block.device), indices.to(block.device)))
-            dtype = torch.promote_types(dtype, block.result_dtype)
-        return _finish(torch.cat(parts), len(indices), dtype, "models", pvalue_of_two=1.0)
-
-
-def _loo_block(score: Block, targets: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-    """Correlation of each column of a block of scores, whose rows are those of all training samples."""
-    in_place = len(indices) == score.shape[0] and torch.equal(
-        indices, torch.arange(len(indices), device=indices.device)
-    )
-    correlation = _pearson(score, None if in_place else indices, targets)
-    if bool(correlation.isnan().any()):
-        Block(targets, score.columns.start, name="ground_truth", row="model").check_finite()
-        score.check_finite(indices)
-    return correlation

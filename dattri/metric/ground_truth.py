@@ -25,7 +25,160 @@ from ..model_util.retrain_dir import RetrainDir, require_complete
 from ..model_util.seeds import seeded
 
 # %% auto #0
-__all__ = ['EvaluatesMany', 'GroundTruth', 'calculate_loo_ground_truth', 'calculate_lds_ground_truth']
+__all__ = ['GroundTruth', 'calculate_loo_ground_truth', 'calculate_lds_ground_truth', 'EvaluatesMany']
+
+# %% ../../nbs/metric/00_ground_truth.ipynb #x40eccaa
+class GroundTruth(NamedTuple):
+    """Targets of retrained models and the training samples they speak of; unpacks as a pair.
+
+    Parameters
+    ----------
+    values : tensor, shape (num_models, num_test)
+        Targets, one row per model or subset.
+    indices : tensor or list of tensors
+        For LOO the removed positions, shape (num_models,). For LDS the positions of each subset, shape (num_subsets,
+        subset_size), or a list of 1-D tensors of unequal length, or a boolean mask of shape (num_subsets, num_train).
+    """
+
+    values: torch.Tensor
+    indices: torch.Tensor
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write a file that appears whole or not at all; `torch.load` gives the pair ``(values, indices)``, on the CPU.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If it is no ground truth: says which part is wrong, so that no file is written that `load` refuses.
+        OSError
+            If the file cannot be written.
+        """
+        atomic_write(Path(path).expanduser(), to_bytes(tuple(as_ground_truth("ground_truth", self))))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> GroundTruth:
+        """Read a file that `save` wrote, or `torch.save` of a ground truth or of a pair ``(values, indices)``.
+
+        Nothing in the file is run. Dtypes stay as they are; everything is on the CPU.
+
+        Raises
+        ------
+        FileNotFoundError
+            If it is not there.
+        TypeError, ValueError
+            If it is damaged, holds something else, or shapes and dtypes are not those of a ground truth; names the
+            file.
+        """
+        file = Path(path).expanduser()
+        if not file.is_file():
+            raise FileNotFoundError(f"ground truth: there is no file {file}")
+        return as_ground_truth(f"ground truth {file}", load_checkpoint(file))
+
+
+torch.serialization.add_safe_globals([GroundTruth])  # a pair of tensors: torch.load may make one of a file
+
+# %% ../../nbs/metric/00_ground_truth.ipynb #15cde889
+def calculate_loo_ground_truth(
+    target_func: Callable,
+    retrain_dir: str | os.PathLike,
+    test_dataloader: DataLoader,
+    *,
+    model: nn.Module | None = None,
+    full_model: nn.Module | None = None,
+    n_jobs: int | None = None,
+) -> GroundTruth:
+    """Targets of the models that `retrain_loo` trained, for `loo_corr`.
+
+    Parameters
+    ----------
+    target_func : callable
+        ``target_func(model, dataloader)``; returns a tensor of shape (num_test,), usually the loss of each test sample.
+        An `EnsembleTarget` evaluates many models at once.
+    retrain_dir : str or path-like
+        Directory written by `retrain_loo`.
+    test_dataloader : torch.utils.data.DataLoader
+        Loader over the test samples; one that shuffles is put in order.
+    model : torch.nn.Module, optional
+        Module to put the saved weights into; it is copied, not changed. Default: the one saved in the directory,
+        if its class is imported or defined. An `EnsembleTarget` needs none.
+    full_model : torch.nn.Module, optional
+        Model trained on all the data; its targets are subtracted.
+    n_jobs : int, optional
+        Models evaluated at the same time, as in joblib; None is 1 unless inside `joblib.parallel_config`.
+
+    Returns
+    -------
+    GroundTruth
+        ``values`` of shape (num_models, num_test) in the dtype of the targets, and ``indices`` of shape (num_models,),
+        int64: the removed positions, ascending. On the CPU.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the directory is missing or models in it are; names them and the call that trains them.
+    TypeError
+        If `target_func` does not return a tensor.
+    ValueError
+        If it returns another shape, NaN or infinity, or a checkpoint is damaged or would run code; names the file.
+    """
+    directory = RetrainDir.open(retrain_dir, "loo")
+    require_complete(directory)
+    dataloader = in_order(test_dataloader)
+    num_test = _count_tests(dataloader)
+    job = _LooEvaluation(target_func, directory, dataloader, _template(directory, model, target_func))
+    values = job.run([(index,) for index in directory.subsets], n_jobs)
+    if full_model is not None:
+        values = values - _checked(_called(target_func, full_model, dataloader, "full_model"), num_test, "full_model")
+    return GroundTruth(values, torch.tensor(directory.subsets, dtype=torch.int64))
+
+# %% ../../nbs/metric/00_ground_truth.ipynb #786bb46a
+def calculate_lds_ground_truth(
+    target_func: Callable,
+    retrain_dir: str | os.PathLike,
+    test_dataloader: DataLoader,
+    *,
+    n_jobs: int | None = None,
+) -> GroundTruth:
+    """Minus the mean target of each subset's models from `retrain_lds`, for `lds`.
+
+    Parameters
+    ----------
+    target_func : callable
+        ``target_func(ckpt_path, dataloader)`` with the path of a state dict; returns a tensor of shape (num_test,),
+        usually the loss of each test sample. An `EnsembleTarget` evaluates many models at once.
+    retrain_dir : str or path-like
+        Directory written by `retrain_lds`.
+    test_dataloader : torch.utils.data.DataLoader
+        Loader over the test samples; one that shuffles is put in order.
+    n_jobs : int, optional
+        Models evaluated at the same time, as in joblib; None is 1 unless inside `joblib.parallel_config`.
+
+    Returns
+    -------
+    GroundTruth
+        ``values`` of shape (num_subsets, num_test) in the dtype of the targets, larger is better when the target is a
+        loss, and ``indices`` of shape (num_subsets, subset_size), int64: the positions each subset was trained on.
+        On the CPU.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the directory is missing or models in it are; names them and the call that trains them.
+    TypeError
+        If `target_func` does not return a tensor.
+    ValueError
+        If it returns another shape, NaN or infinity, or a file is damaged; names the file.
+    """
+    directory = RetrainDir.open(retrain_dir, "lds")
+    require_complete(directory)
+    dataloader = in_order(test_dataloader)
+    indices = _subset_indices(directory)
+    _count_tests(dataloader)
+    job = _LdsEvaluation(target_func, directory, dataloader)
+    keys = [(subset, run) for subset in directory.subsets for run in range(directory.num_runs)]
+    targets = job.run(keys, n_jobs).unflatten(0, (len(directory.subsets), directory.num_runs))
+    mean = targets.double().mean(1).to(targets.dtype)
+    return GroundTruth(-mean, indices)  # a target is a loss: less of it is better
 
 # %% ../../nbs/metric/00_ground_truth.ipynb #72661121
 def _count_tests(dataloader: DataLoader) -> int:
@@ -138,99 +291,6 @@ class _Evaluation:
             targets = dict(pair for unit in evaluated for pair in unit)
             return torch.stack([targets[key] for key in keys])
 
-# %% ../../nbs/metric/00_ground_truth.ipynb #40eccaa1
-_INTEGERS = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64}
-
-
-def _own(name: str, values: Any) -> torch.Tensor:
-    """A tensor on the CPU, without gradient, in a storage of its own size; its dtype stays."""
-    if not isinstance(values, torch.Tensor):
-        return as_real_tensor(name, values).clone()
-    check_real(name, values)
-    return values.detach().cpu().clone(memory_format=torch.contiguous_format)
-
-
-def _own_indices(name: str, indices: Any, num_models: int) -> torch.Tensor | list[torch.Tensor]:
-    """Checked positions: (models,), (subsets, subset_size), a mask (subsets, train), or a list of 1-D tensors."""
-    listed = isinstance(indices, (list, tuple)) and all(getattr(part, "ndim", None) == 1 for part in indices)
-    owned = [_own(name, part) for part in indices] if listed else _own(name, indices)
-    parts = owned if isinstance(owned, list) else [owned]
-    shapes, dtypes = [tuple(part.shape) for part in parts], {part.dtype for part in parts}
-    if len(owned) != num_models or (not listed and parts[0].ndim not in (1, 2)):
-        raise ValueError(
-            f"{name}: expected one removed position, one row or one 1-D tensor of positions, or one row of a mask for "
-            "each of the "
-            f"{num_models} rows of values, got {f'{len(shapes)} tensors' if listed else f'shape {shapes[0]}'}"
-        )
-    if not dtypes <= _INTEGERS and (listed or dtypes != {torch.bool} or parts[0].ndim != 2):
-        raise ValueError(
-            f"{name}: expected positions of an integer dtype, or a boolean mask of shape (num_subsets, num_train), got "
-            f"{', '.join(sorted(map(str, dtypes)))} of shape {shapes[0]}; indices.long() makes integers of whole "
-            "numbers"
-        )
-    return owned
-
-
-class GroundTruth(NamedTuple):
-    """Targets of retrained models and the training samples they speak of; unpacks as a pair.
-
-    Parameters
-    ----------
-    values : tensor, shape (num_models, num_test)
-        Targets, one row per model or subset.
-    indices : tensor or list of tensors
-        For LOO the removed positions, shape (num_models,). For LDS the positions of each subset, shape (num_subsets,
-        subset_size), or a list of 1-D tensors of unequal length, or a boolean mask of shape (num_subsets, num_train).
-    """
-
-    values: torch.Tensor
-    indices: torch.Tensor
-
-    def save(self, path: str | os.PathLike) -> None:
-        """Write a file that appears whole or not at all; `torch.load` gives the pair ``(values, indices)``, on the CPU.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If it is no ground truth: says which part is wrong, so that no file is written that `load` refuses.
-        OSError
-            If the file cannot be written.
-        """
-        atomic_write(Path(path).expanduser(), to_bytes(tuple(as_ground_truth("ground_truth", self))))
-
-    @classmethod
-    def load(cls, path: str | os.PathLike) -> GroundTruth:
-        """Read a file that `save` wrote, or `torch.save` of a ground truth or of a pair ``(values, indices)``.
-
-        Nothing in the file is run. Dtypes stay as they are; everything is on the CPU.
-
-        Raises
-        ------
-        FileNotFoundError
-            If it is not there.
-        TypeError, ValueError
-            If it is damaged, holds something else, or shapes and dtypes are not those of a ground truth; names the
-            file.
-        """
-        file = Path(path).expanduser()
-        if not file.is_file():
-            raise FileNotFoundError(f"ground truth: there is no file {file}")
-        return as_ground_truth(f"ground truth {file}", load_checkpoint(file))
-
-
-torch.serialization.add_safe_globals([GroundTruth])  # a pair of tensors: torch.load may make one of a file
-
-# %% ../../nbs/metric/00_ground_truth.ipynb #e91fecde
-def as_ground_truth(name: str, pair: Any) -> GroundTruth:
-    """A ground truth of tensors of its own, on the CPU, from any pair; an error names what is wrong with it."""
-    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-        got = f"{type(pair).__name__}" + (f" of length {len(pair)}" if isinstance(pair, (tuple, list)) else "")
-        raise ValueError(f"{name}: expected a pair of tensors (values, indices), got {got}")
-    values = _own(f"{name}, values", pair[0])
-    if values.ndim != 2:
-        raise ValueError(f"{name}, values: expected shape (num_models, num_test), got {tuple(values.shape)}")
-    return GroundTruth(values, _own_indices(f"{name}, indices", pair[1], len(values)))  # type: ignore[arg-type]
-
 # %% ../../nbs/metric/00_ground_truth.ipynb #3f11730d
 @dataclass(frozen=True)
 class _LooEvaluation(_Evaluation):
@@ -272,60 +332,6 @@ def _template(directory: RetrainDir, model: nn.Module | None, target_func: Calla
         "Pass model=, an instance of the class that train_func returns."
     )
 
-# %% ../../nbs/metric/00_ground_truth.ipynb #15cde889
-def calculate_loo_ground_truth(
-    target_func: Callable,
-    retrain_dir: str | os.PathLike,
-    test_dataloader: DataLoader,
-    *,
-    model: nn.Module | None = None,
-    full_model: nn.Module | None = None,
-    n_jobs: int | None = None,
-) -> GroundTruth:
-    """Targets of the models that `retrain_loo` trained, for `loo_corr`.
-
-    Parameters
-    ----------
-    target_func : callable
-        ``target_func(model, dataloader)``; returns a tensor of shape (num_test,), usually the loss of each test sample.
-        An `EnsembleTarget` evaluates many models at once.
-    retrain_dir : str or path-like
-        Directory written by `retrain_loo`.
-    test_dataloader : torch.utils.data.DataLoader
-        Loader over the test samples; one that shuffles is put in order.
-    model : torch.nn.Module, optional
-        Module to put the saved weights into; it is copied, not changed. Default: the one saved in the directory,
-        if its class is imported or defined. An `EnsembleTarget` needs none.
-    full_model : torch.nn.Module, optional
-        Model trained on all the data; its targets are subtracted.
-    n_jobs : int, optional
-        Models evaluated at the same time, as in joblib; None is 1 unless inside `joblib.parallel_config`.
-
-    Returns
-    -------
-    GroundTruth
-        ``values`` of shape (num_models, num_test) in the dtype of the targets, and ``indices`` of shape (num_models,),
-        int64: the removed positions, ascending. On the CPU.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the directory is missing or models in it are; names them and the call that trains them.
-    TypeError
-        If `target_func` does not return a tensor.
-    ValueError
-        If it returns another shape, NaN or infinity, or a checkpoint is damaged or would run code; names the file.
-    """
-    directory = RetrainDir.open(retrain_dir, "loo")
-    require_complete(directory)
-    dataloader = in_order(test_dataloader)
-    num_test = _count_tests(dataloader)
-    job = _LooEvaluation(target_func, directory, dataloader, _template(directory, model, target_func))
-    values = job.run([(index,) for index in directory.subsets], n_jobs)
-    if full_model is not None:
-        values = values - _checked(_called(target_func, full_model, dataloader, "full_model"), num_test, "full_model")
-    return GroundTruth(values, torch.tensor(directory.subsets, dtype=torch.int64))
-
 # %% ../../nbs/metric/00_ground_truth.ipynb #0a6154c6
 class _LdsEvaluation(_Evaluation):
     """The target function gets the path of a checkpoint that is known to be whole."""
@@ -347,51 +353,45 @@ def _subset_indices(directory: RetrainDir) -> torch.Tensor:
         )
     return torch.stack(rows)
 
-# %% ../../nbs/metric/00_ground_truth.ipynb #786bb46a
-def calculate_lds_ground_truth(
-    target_func: Callable,
-    retrain_dir: str | os.PathLike,
-    test_dataloader: DataLoader,
-    *,
-    n_jobs: int | None = None,
-) -> GroundTruth:
-    """Minus the mean target of each subset's models from `retrain_lds`, for `lds`.
+# %% ../../nbs/metric/00_ground_truth.ipynb #40eccaa1
+_INTEGERS = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64}
 
-    Parameters
-    ----------
-    target_func : callable
-        ``target_func(ckpt_path, dataloader)`` with the path of a state dict; returns a tensor of shape (num_test,),
-        usually the loss of each test sample. An `EnsembleTarget` evaluates many models at once.
-    retrain_dir : str or path-like
-        Directory written by `retrain_lds`.
-    test_dataloader : torch.utils.data.DataLoader
-        Loader over the test samples; one that shuffles is put in order.
-    n_jobs : int, optional
-        Models evaluated at the same time, as in joblib; None is 1 unless inside `joblib.parallel_config`.
 
-    Returns
-    -------
-    GroundTruth
-        ``values`` of shape (num_subsets, num_test) in the dtype of the targets, larger is better when the target is a
-        loss, and ``indices`` of shape (num_subsets, subset_size), int64: the positions each subset was trained on.
-        On the CPU.
+def _own(name: str, values: Any) -> torch.Tensor:
+    """A tensor on the CPU, without gradient, in a storage of its own size; its dtype stays."""
+    if not isinstance(values, torch.Tensor):
+        return as_real_tensor(name, values).clone()
+    check_real(name, values)
+    return values.detach().cpu().clone(memory_format=torch.contiguous_format)
 
-    Raises
-    ------
-    FileNotFoundError
-        If the directory is missing or models in it are; names them and the call that trains them.
-    TypeError
-        If `target_func` does not return a tensor.
-    ValueError
-        If it returns another shape, NaN or infinity, or a file is damaged; names the file.
-    """
-    directory = RetrainDir.open(retrain_dir, "lds")
-    require_complete(directory)
-    dataloader = in_order(test_dataloader)
-    indices = _subset_indices(directory)
-    _count_tests(dataloader)
-    job = _LdsEvaluation(target_func, directory, dataloader)
-    keys = [(subset, run) for subset in directory.subsets for run in range(directory.num_runs)]
-    targets = job.run(keys, n_jobs).unflatten(0, (len(directory.subsets), directory.num_runs))
-    mean = targets.double().mean(1).to(targets.dtype)
-    return GroundTruth(-mean, indices)  # a target is a loss: less of it is better
+
+def _own_indices(name: str, indices: Any, num_models: int) -> torch.Tensor | list[torch.Tensor]:
+    """Checked positions: (models,), (subsets, subset_size), a mask (subsets, train), or a list of 1-D tensors."""
+    listed = isinstance(indices, (list, tuple)) and all(getattr(part, "ndim", None) == 1 for part in indices)
+    owned = [_own(name, part) for part in indices] if listed else _own(name, indices)
+    parts = owned if isinstance(owned, list) else [owned]
+    shapes, dtypes = [tuple(part.shape) for part in parts], {part.dtype for part in parts}
+    if len(owned) != num_models or (not listed and parts[0].ndim not in (1, 2)):
+        raise ValueError(
+            f"{name}: expected one removed position, one row or one 1-D tensor of positions, or one row of a mask for "
+            "each of the "
+            f"{num_models} rows of values, got {f'{len(shapes)} tensors' if listed else f'shape {shapes[0]}'}"
+        )
+    if not dtypes <= _INTEGERS and (listed or dtypes != {torch.bool} or parts[0].ndim != 2):
+        raise ValueError(
+            f"{name}: expected positions of an integer dtype, or a boolean mask of shape (num_subsets, num_train), got "
+            f"{', '.join(sorted(map(str, dtypes)))} of shape {shapes[0]}; indices.long() makes integers of whole "
+            "numbers"
+        )
+    return owned
+
+# %% ../../nbs/metric/00_ground_truth.ipynb #e91fecde
+def as_ground_truth(name: str, pair: Any) -> GroundTruth:
+    """A ground truth of tensors of its own, on the CPU, from any pair; an error names what is wrong with it."""
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        got = f"{type(pair).__name__}" + (f" of length {len(pair)}" if isinstance(pair, (tuple, list)) else "")
+        raise ValueError(f"{name}: expected a pair of tensors (values, indices), got {got}")
+    values = _own(f"{name}, values", pair[0])
+    if values.ndim != 2:
+        raise ValueError(f"{name}, values: expected shape (num_models, num_test), got {tuple(values.shape)}")
+    return GroundTruth(values, _own_indices(f"{name}, indices", pair[1], len(values)))  # type: ignore[arg-type]

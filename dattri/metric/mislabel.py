@@ -32,6 +32,48 @@ class MislabelDetection(NamedTuple):
     auc: float
     curve: RocCurve
 
+# %% ../../nbs/metric/02_mislabel.ipynb #77c0f38e
+def mislabel_detection_auc(score: torch.Tensor, ground_truth: torch.Tensor) -> MislabelDetection:
+    """How well self-attribution finds mislabelled samples: ROC curve and area under it.
+
+    Parameters
+    ----------
+    score : tensor, array or list, shape (num_train,)
+        Self-attribution scores of any real dtype and byte order; larger means more suspicious. They are compared in
+        their own dtype, without rounding.
+    ground_truth : tensor, array or list, shape (num_train,)
+        1 (or True) for mislabelled samples, 0 for the others. From the positions that `flip_label` gives:
+        ``torch.zeros(num_train).index_fill(0, torch.tensor(flipped), 1)``.
+
+    Returns
+    -------
+    MislabelDetection
+        ``auc``, a float in [0, 1], ties counting half; and ``curve = (fpr, tpr, thresholds)``, float64 tensors on the
+        score's device, as `sklearn.metrics.roc_curve(..., drop_intermediate=False)`: false and true positive rates in
+        [0, 1], and the score down to which samples are inspected, the first one infinite. (Thresholds beyond 2**53 are
+        rounded to float64, after all comparisons.) With only one class, ``auc`` and the rate without samples are nan,
+        with a warning.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the shapes differ, `ground_truth` is not binary, a score is NaN or infinite, or an argument does not hold
+        real numbers (see `as_real_tensor`); names the argument.
+    """
+    with single_thread():
+        values, is_wrong = _check(score, ground_truth)
+        if values.device.type == "cpu":
+            counts = [torch.from_numpy(part.copy()) for part in _counts(values.numpy(), is_wrong.numpy())]
+        else:
+            counts = list(_counts_on_gpu(values, is_wrong))
+        thresholds, wrong, clean = (_from(start, part) for start, part in zip((torch.inf, 0, 0), counts, strict=True))
+        tpr, fpr = wrong / wrong[-1], clean / clean[-1]
+    if wrong[-1] == 0 or clean[-1] == 0:
+        absent = "mislabelled" if wrong[-1] == 0 else "clean"
+        warnings.warn(f"ground_truth has no {absent} samples, so the AUC is undefined (nan)", stacklevel=2)
+    auc = float(np.trapezoid(tpr.cpu().numpy(), fpr.cpu().numpy()))
+    return MislabelDetection(auc, RocCurve(fpr, tpr, thresholds))
+
 # %% ../../nbs/metric/02_mislabel.ipynb #d7527d78
 FROM_POSITIONS = "torch.zeros(num_train).index_fill(0, torch.tensor(flipped), 1)"
 
@@ -91,45 +133,3 @@ def _counts_on_gpu(score: torch.Tensor, is_wrong: torch.Tensor) -> tuple[torch.T
 def _from(start: float, values: torch.Tensor) -> torch.Tensor:
     """Values with one more in front, float64."""
     return torch.cat([torch.tensor([start], dtype=torch.float64, device=values.device), values.double()])
-
-# %% ../../nbs/metric/02_mislabel.ipynb #77c0f38e
-def mislabel_detection_auc(score: torch.Tensor, ground_truth: torch.Tensor) -> MislabelDetection:
-    """How well self-attribution finds mislabelled samples: ROC curve and area under it.
-
-    Parameters
-    ----------
-    score : tensor, array or list, shape (num_train,)
-        Self-attribution scores of any real dtype and byte order; larger means more suspicious. They are compared in
-        their own dtype, without rounding.
-    ground_truth : tensor, array or list, shape (num_train,)
-        1 (or True) for mislabelled samples, 0 for the others. From the positions that `flip_label` gives:
-        ``torch.zeros(num_train).index_fill(0, torch.tensor(flipped), 1)``.
-
-    Returns
-    -------
-    MislabelDetection
-        ``auc``, a float in [0, 1], ties counting half; and ``curve = (fpr, tpr, thresholds)``, float64 tensors on the
-        score's device, as `sklearn.metrics.roc_curve(..., drop_intermediate=False)`: false and true positive rates in
-        [0, 1], and the score down to which samples are inspected, the first one infinite. (Thresholds beyond 2**53 are
-        rounded to float64, after all comparisons.) With only one class, ``auc`` and the rate without samples are nan,
-        with a warning.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If the shapes differ, `ground_truth` is not binary, a score is NaN or infinite, or an argument does not hold
-        real numbers (see `as_real_tensor`); names the argument.
-    """
-    with single_thread():
-        values, is_wrong = _check(score, ground_truth)
-        if values.device.type == "cpu":
-            counts = [torch.from_numpy(part.copy()) for part in _counts(values.numpy(), is_wrong.numpy())]
-        else:
-            counts = list(_counts_on_gpu(values, is_wrong))
-        thresholds, wrong, clean = (_from(start, part) for start, part in zip((torch.inf, 0, 0), counts, strict=True))
-        tpr, fpr = wrong / wrong[-1], clean / clean[-1]
-    if wrong[-1] == 0 or clean[-1] == 0:
-        absent = "mislabelled" if wrong[-1] == 0 else "clean"
-        warnings.warn(f"ground_truth has no {absent} samples, so the AUC is undefined (nan)", stacklevel=2)
-    auc = float(np.trapezoid(tpr.cpu().numpy(), fpr.cpu().numpy()))
-    return MislabelDetection(auc, RocCurve(fpr, tpr, thresholds))

@@ -17,6 +17,59 @@ from ..model_util.threads import map_blocks, row_blocks, single_thread
 # %% auto #0
 __all__ = ['ConfidenceInterval', 'lds_interval']
 
+# %% ../../nbs/metric/03_uncertainty.ipynb #2e7ceab9
+class ConfidenceInterval(NamedTuple):
+    """Mean over test samples, and the interval that holds the mean over endless subsets and test samples."""
+
+    mean: float
+    low: float
+    high: float
+
+# %% ../../nbs/metric/03_uncertainty.ipynb #0e9fa5e6
+def lds_interval(
+    score: Any, ground_truth: tuple[torch.Tensor, torch.Tensor], *, confidence: float = 0.95
+) -> ConfidenceInterval:
+    """Mean LDS and a confidence interval for it over infinitely many subsets and test samples.
+
+    The interval estimates the mean LDS of the *method on this kind of data*: over endless subsets and test samples of
+    which those given are random draws. It accounts for both draws, and for Spearman's bias with few subsets; so it can
+    lie beyond the plain mean where subsets are few. Training noise is part of the targets, not of the interval: with
+    more runs per subset the LDS itself would be higher.
+
+    Parameters
+    ----------
+    score : tensor, shape (num_train, num_test)
+        As for `lds`.
+    ground_truth : pair (targets, subsets)
+        As for `lds`, with at least 3 subsets.
+    confidence : float
+        In (0, 1).
+
+    Returns
+    -------
+    ConfidenceInterval
+        ``mean`` is the mean of ``lds(score, ground_truth).correlation`` over the test samples whose LDS is defined,
+        with and without any one of the subsets; ``low`` and ``high``, in [-1, 1], are the ends of the interval. With
+        one test sample the interval is about that sample, over endless subsets. All are nan where no LDS is defined;
+        the ends are nan for fewer than 3 subsets.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `lds`; `ValueError` if `confidence` is not in (0, 1).
+    """
+    if isinstance(confidence, bool) or not isinstance(confidence, (int, float)) or not 0 < confidence < 1:
+        raise ValueError(f"confidence: expected a number in (0, 1), got {confidence!r}")
+    with single_thread():
+        left_out = _leave_one_out(ranked_pair(score, ground_truth))
+    whole = left_out.whole[~left_out.whole.isnan()]
+    known = ~left_out.without.isnan().any(1)
+    if left_out.without.shape[1] < 3 or not bool(known.any()):
+        return ConfidenceInterval(float(whole.mean()), math.nan, math.nan)
+    left_out = _LeftOut(left_out.whole[known].clamp(-1, 1), left_out.without[known].clamp(-1, 1))
+    mean = float(left_out.whole.mean())
+    return ConfidenceInterval(mean, *_fisher_interval(mean, _crossed(left_out), confidence))
+
 # %% ../../nbs/metric/03_uncertainty.ipynb #1b85c360
 class _LeftOut(NamedTuple):
     """Rank correlation of each test sample, (num_test,), and without each subset, (num_test, num_subsets)."""
@@ -102,15 +155,7 @@ def _crossed(left_out: _LeftOut) -> _Estimate:
     spread = subsets**2 / (num_subsets - 1) + tests**2 / (num_tests - 1) + both**2 / degrees
     return _Estimate(float(mean), variance, max(variance**2 / spread, 1.0) if spread > 0 else math.inf)
 
-# %% ../../nbs/metric/03_uncertainty.ipynb #2e7ceab9
-class ConfidenceInterval(NamedTuple):
-    """Mean over test samples, and the interval that holds the mean over endless subsets and test samples."""
-
-    mean: float
-    low: float
-    high: float
-
-
+# %% ../../nbs/metric/03_uncertainty.ipynb #x2e7ceab
 def _fisher_interval(mean: float, estimate: _Estimate, confidence: float) -> tuple[float, float]:
     """Interval around an estimate, symmetric on Fisher's scale."""
     if estimate.variance == 0:
@@ -120,48 +165,3 @@ def _fisher_interval(mean: float, estimate: _Estimate, confidence: float) -> tup
     quantile = float(scipy.special.stdtrit(estimate.degrees, (1 + confidence) / 2))
     width = quantile * math.sqrt(estimate.variance) / (1 - (0.75 * centre + 0.25 * mean) ** 2)
     return math.tanh(math.atanh(centre) - width), math.tanh(math.atanh(centre) + width)
-
-# %% ../../nbs/metric/03_uncertainty.ipynb #0e9fa5e6
-def lds_interval(
-    score: Any, ground_truth: tuple[torch.Tensor, torch.Tensor], *, confidence: float = 0.95
-) -> ConfidenceInterval:
-    """Mean LDS and a confidence interval for it over infinitely many subsets and test samples.
-
-    The interval estimates the mean LDS of the *method on this kind of data*: over endless subsets and test samples of
-    which those given are random draws. It accounts for both draws, and for Spearman's bias with few subsets; so it can
-    lie beyond the plain mean where subsets are few. Training noise is part of the targets, not of the interval: with
-    more runs per subset the LDS itself would be higher.
-
-    Parameters
-    ----------
-    score : tensor, shape (num_train, num_test)
-        As for `lds`.
-    ground_truth : pair (targets, subsets)
-        As for `lds`, with at least 3 subsets.
-    confidence : float
-        In (0, 1).
-
-    Returns
-    -------
-    ConfidenceInterval
-        ``mean`` is the mean of ``lds(score, ground_truth).correlation`` over the test samples whose LDS is defined,
-        with and without any one of the subsets; ``low`` and ``high``, in [-1, 1], are the ends of the interval. With
-        one test sample the interval is about that sample, over endless subsets. All are nan where no LDS is defined;
-        the ends are nan for fewer than 3 subsets.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `lds`; `ValueError` if `confidence` is not in (0, 1).
-    """
-    if isinstance(confidence, bool) or not isinstance(confidence, (int, float)) or not 0 < confidence < 1:
-        raise ValueError(f"confidence: expected a number in (0, 1), got {confidence!r}")
-    with single_thread():
-        left_out = _leave_one_out(ranked_pair(score, ground_truth))
-    whole = left_out.whole[~left_out.whole.isnan()]
-    known = ~left_out.without.isnan().any(1)
-    if left_out.without.shape[1] < 3 or not bool(known.any()):
-        return ConfidenceInterval(float(whole.mean()), math.nan, math.nan)
-    left_out = _LeftOut(left_out.whole[known].clamp(-1, 1), left_out.without[known].clamp(-1, 1))
-    mean = float(left_out.whole.mean())
-    return ConfidenceInterval(mean, *_fisher_interval(mean, _crossed(left_out), confidence))

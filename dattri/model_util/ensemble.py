@@ -37,6 +37,191 @@ from .threads import is_plain_thread, map_blocks, single_thread
 # %% auto #0
 __all__ = ['EnsembleTrainer']
 
+# %% ../../nbs/model_util/08_ensemble.ipynb #6fe6c9aa
+@dataclass(frozen=True)
+class EnsembleTrainer:
+    """A training function that trains many models as one.
+
+    Call it like any training function, ``trainer(dataloader, seed=None)``, for one model; `retrain_loo` and
+    `retrain_lds` use `train_many` when they get one. Every model ends, up to rounding, where it would have ended alone:
+    same initial weights, same order of samples. Layers that draw random numbers, such as dropout, draw them for several
+    models: the models are as good, but which numbers they get, and so the bytes, depends on who else is in the unit
+    (on shards, `max_models`, the number of devices). The same holds for a data set that augments at random. A resumed
+    call with the same arguments makes the same units.
+
+    On a CPU, threads share the models and not the operations: as many models (or blocks of small ones) are trained at
+    the same time as torch has threads, and the bytes do not depend on that number. Models that draw random numbers by
+    other means than dropout, and samples that are fetched or collated one by one, are trained on one thread.
+
+    Parameters
+    ----------
+    model_fn : callable
+        Makes a new model; called under each model's seed.
+    loss_fn : callable
+        ``loss_fn(outputs, *targets)``, one number, usually the mean loss of a batch; batches are ``(inputs,
+        *targets)``.
+    optimizer : callable
+        A class of `torch.optim` that updates each number from its own gradient, or a `functools.partial` of one, e.g.
+        ``functools.partial(torch.optim.SGD, lr=0.01, momentum=0.9)``.
+    num_epochs : int
+        Passes through each model's subset, 0 or more.
+    batch_size : int, optional
+        Default: that of the loader.
+    scheduler : callable, optional
+        From the optimizer to a learning-rate scheduler, stepped once per epoch without arguments.
+    max_models : int or "auto"
+        Models trained as one, 1 or more; halved while the device's memory does not suffice. One unit is what one
+        worker does at a time: with ``n_jobs=8`` and 100 models, 13 or fewer keep all workers busy.
+    device : torch.device or str, optional
+        Where to train. Default: where `model_fn` puts the model.
+
+    Raises
+    ------
+    TypeError
+        If the optimizer would mix models, or `model_fn` or `loss_fn` is no function.
+    ValueError
+        If a number is out of its range, or `device` is no device.
+    """
+
+    model_fn: Callable[[], nn.Module]
+    loss_fn: Callable[..., torch.Tensor]
+    _: KW_ONLY
+    optimizer: Callable[..., torch.optim.Optimizer]
+    num_epochs: int
+    batch_size: int | None = None
+    scheduler: Callable[..., Any] | None = None
+    max_models: int | str = "auto"
+    device: torch.device | str | None = None
+    _limit: dict[str, int] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        check_model_options(self.model_fn, self.loss_fn, self.device, self.max_models)
+        _check_optimizer(self.optimizer)
+        if self.scheduler is not None and not callable(self.scheduler):
+            raise TypeError(f"scheduler: expected a function of the optimizer, got {type(self.scheduler).__name__}")
+        check_int("num_epochs", self.num_epochs, 0)
+        if self.batch_size is not None:
+            check_int("batch_size", self.batch_size, 1)
+
+    def __call__(self, dataloader: DataLoader, seed: int | None = None, *, device: Any = None) -> nn.Module:
+        """Train one model on the batches of a loader, in the loader's order.
+
+        The seed draws its initial weights, what dropout draws, and the order, unless the loader has a generator of its
+        own.
+        """
+        if seed is not None:
+            with seeded(seed):
+                return self(dataloader, device=device)
+        self._check_batch_size(dataloader.batch_size)
+        model = self._new_model(None, device)
+        device = next(model.parameters()).device
+        optimizer = self.optimizer(model.parameters())
+        scheduler = self.scheduler(optimizer) if self.scheduler else None
+        threads = None
+        for _ in range(self.num_epochs):
+            for inputs, *targets in dataloader:
+                threads = threads or _threads_for(model, inputs, device)
+                with threads():
+                    optimizer.zero_grad()
+                    outputs = model(inputs.to(device))
+                    self.loss_fn(outputs, *(target.to(device) for target in targets)).backward()
+                    optimizer.step()
+            if scheduler:
+                scheduler.step()
+        return model
+
+    def _check_batch_size(self, of_loader: int | None) -> None:
+        """`ValueError` if the trainer has another batch size than a loader."""
+        if self.batch_size not in (None, of_loader):
+            raise ValueError(
+                f"batch_size: the trainer has {self.batch_size} but the dataloader {of_loader}; leave it out to use "
+                "the "
+                "loader's"
+            )
+
+    def _new_model(self, seed: int | None, device: Any = None) -> nn.Module:
+        """A new model in training mode, its weights drawn under the seed."""
+        return new_model(self.model_fn, seed, self.device if device is None else device).train()
+
+    def unit_size(self, device: Any = None) -> int:
+        """How many models are trained as one."""
+        return fitting_models(self._new_model(0, device)) if self.max_models == "auto" else int(self.max_models)
+
+    def plan_arguments(self) -> dict[str, Any]:
+        """What a resumed run must agree with; where and in how large units models are trained is not part of it."""
+        names = ("model_fn", "loss_fn", "optimizer", "num_epochs", "batch_size", "scheduler")
+        return {name: getattr(self, name) for name in names}
+
+    def train_many(
+        self,
+        dataset: Any,
+        subsets: Sequence[np.ndarray],
+        seeds: Sequence[int],
+        *,
+        batch_size: int | None = None,
+        shuffle: bool = True,
+        drop_last: bool = False,
+        collate_fn: Callable | None = None,
+        device: torch.device | str | None = None,
+    ) -> Iterator[list[tuple[int, nn.Module]]]:
+        """Train one model per subset and give them in units, as each unit is done.
+
+        Parameters
+        ----------
+        dataset : map-style data set
+            The samples at positions 0, 1, ...; batches of it are ``(inputs, labels)``.
+        subsets : sequence of int arrays
+            Ascending positions that each model is trained on.
+        seeds : sequence of int
+            One per model: draws its initial weights and its order of samples.
+        batch_size : int, optional
+            Default: the trainer's.
+        shuffle, drop_last, collate_fn
+            As for a `DataLoader`.
+        device : torch.device or str, optional
+            Instead of the trainer's.
+
+        Yields
+        ------
+        list of (int, torch.nn.Module)
+            Number of the subset, and its trained model.
+
+        Raises
+        ------
+        ValueError
+            If a layer cannot be trained for many models at once (it is named), or samples differ in shape.
+        TypeError
+            If batches are not tuples of tensors.
+        """
+        if batch_size is not None:
+            self._check_batch_size(batch_size)
+        size = self.batch_size or batch_size
+        if size is None:
+            raise ValueError("batch_size: neither the trainer nor the loader gives one; pass it to either of them")
+        if len(subsets) != len(seeds):
+            raise ValueError(f"seeds: expected one per subset, {len(subsets)}, got {len(seeds)}")
+        by_length: dict[int, list[int]] = {}
+        for number, subset in enumerate(subsets):
+            by_length.setdefault(len(subset), []).append(number)
+        most_models = self.unit_size(device)
+        example = self._new_model(0, device)
+        place = next(example.parameters()).device
+        with seeded(seeds[0] if len(seeds) else 0):  # what a data set that augments draws, and a model that is tried
+            samples = _Samples(dataset, collate_fn, place, _resident_bytes(place))
+            work = operations(example, samples.first[0], size) if place.type == "cpu" else None
+        training = _Training(self, samples, size, work, shuffle=shuffle, drop_last=drop_last, device=device)
+        several = self._limit.get("models", most_models) > 1 and not (work is not None and is_heavy(work))
+
+        def train(chosen: Sequence[int]) -> list[ModelStack]:
+            if len(chosen) == 1 and several:
+                chosen = [*chosen, *chosen]  # one model alone is rounded in another way than the same one among others
+            return training.unit([subsets[number] for number in chosen], [seeds[number] for number in chosen])
+
+        for numbers in by_length.values():
+            for chosen, stacks in shrinking_units(numbers, most_models, train, self._limit):
+                models = (stack.take(row) for stack in stacks for row in range(stack.num_models))
+                yield list(zip(chosen, models, strict=False))
+
 # %% ../../nbs/model_util/08_ensemble.ipynb #070e151c
 _ELEMENTWISE = (
     torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop, torch.optim.Adagrad,
@@ -250,188 +435,3 @@ def _threads_for(
         return nullcontext
     with seeded(0):
         return nullcontext if is_huge(operations(model, inputs, len(inputs))) else single_thread
-
-# %% ../../nbs/model_util/08_ensemble.ipynb #6fe6c9aa
-@dataclass(frozen=True)
-class EnsembleTrainer:
-    """A training function that trains many models as one.
-
-    Call it like any training function, ``trainer(dataloader, seed=None)``, for one model; `retrain_loo` and
-    `retrain_lds` use `train_many` when they get one. Every model ends, up to rounding, where it would have ended alone:
-    same initial weights, same order of samples. Layers that draw random numbers, such as dropout, draw them for several
-    models: the models are as good, but which numbers they get, and so the bytes, depends on who else is in the unit
-    (on shards, `max_models`, the number of devices). The same holds for a data set that augments at random. A resumed
-    call with the same arguments makes the same units.
-
-    On a CPU, threads share the models and not the operations: as many models (or blocks of small ones) are trained at
-    the same time as torch has threads, and the bytes do not depend on that number. Models that draw random numbers by
-    other means than dropout, and samples that are fetched or collated one by one, are trained on one thread.
-
-    Parameters
-    ----------
-    model_fn : callable
-        Makes a new model; called under each model's seed.
-    loss_fn : callable
-        ``loss_fn(outputs, *targets)``, one number, usually the mean loss of a batch; batches are ``(inputs,
-        *targets)``.
-    optimizer : callable
-        A class of `torch.optim` that updates each number from its own gradient, or a `functools.partial` of one, e.g.
-        ``functools.partial(torch.optim.SGD, lr=0.01, momentum=0.9)``.
-    num_epochs : int
-        Passes through each model's subset, 0 or more.
-    batch_size : int, optional
-        Default: that of the loader.
-    scheduler : callable, optional
-        From the optimizer to a learning-rate scheduler, stepped once per epoch without arguments.
-    max_models : int or "auto"
-        Models trained as one, 1 or more; halved while the device's memory does not suffice. One unit is what one
-        worker does at a time: with ``n_jobs=8`` and 100 models, 13 or fewer keep all workers busy.
-    device : torch.device or str, optional
-        Where to train. Default: where `model_fn` puts the model.
-
-    Raises
-    ------
-    TypeError
-        If the optimizer would mix models, or `model_fn` or `loss_fn` is no function.
-    ValueError
-        If a number is out of its range, or `device` is no device.
-    """
-
-    model_fn: Callable[[], nn.Module]
-    loss_fn: Callable[..., torch.Tensor]
-    _: KW_ONLY
-    optimizer: Callable[..., torch.optim.Optimizer]
-    num_epochs: int
-    batch_size: int | None = None
-    scheduler: Callable[..., Any] | None = None
-    max_models: int | str = "auto"
-    device: torch.device | str | None = None
-    _limit: dict[str, int] = field(default_factory=dict, init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        check_model_options(self.model_fn, self.loss_fn, self.device, self.max_models)
-        _check_optimizer(self.optimizer)
-        if self.scheduler is not None and not callable(self.scheduler):
-            raise TypeError(f"scheduler: expected a function of the optimizer, got {type(self.scheduler).__name__}")
-        check_int("num_epochs", self.num_epochs, 0)
-        if self.batch_size is not None:
-            check_int("batch_size", self.batch_size, 1)
-
-    def __call__(self, dataloader: DataLoader, seed: int | None = None, *, device: Any = None) -> nn.Module:
-        """Train one model on the batches of a loader, in the loader's order.
-
-        The seed draws its initial weights, what dropout draws, and the order, unless the loader has a generator of its
-        own.
-        """
-        if seed is not None:
-            with seeded(seed):
-                return self(dataloader, device=device)
-        self._check_batch_size(dataloader.batch_size)
-        model = self._new_model(None, device)
-        device = next(model.parameters()).device
-        optimizer = self.optimizer(model.parameters())
-        scheduler = self.scheduler(optimizer) if self.scheduler else None
-        threads = None
-        for _ in range(self.num_epochs):
-            for inputs, *targets in dataloader:
-                threads = threads or _threads_for(model, inputs, device)
-                with threads():
-                    optimizer.zero_grad()
-                    outputs = model(inputs.to(device))
-                    self.loss_fn(outputs, *(target.to(device) for target in targets)).backward()
-                    optimizer.step()
-            if scheduler:
-                scheduler.step()
-        return model
-
-    def _check_batch_size(self, of_loader: int | None) -> None:
-        """`ValueError` if the trainer has another batch size than a loader."""
-        if self.batch_size not in (None, of_loader):
-            raise ValueError(
-                f"batch_size: the trainer has {self.batch_size} but the dataloader {of_loader}; leave it out to use "
-                "the "
-                "loader's"
-            )
-
-    def _new_model(self, seed: int | None, device: Any = None) -> nn.Module:
-        """A new model in training mode, its weights drawn under the seed."""
-        return new_model(self.model_fn, seed, self.device if device is None else device).train()
-
-    def unit_size(self, device: Any = None) -> int:
-        """How many models are trained as one."""
-        return fitting_models(self._new_model(0, device)) if self.max_models == "auto" else int(self.max_models)
-
-    def plan_arguments(self) -> dict[str, Any]:
-        """What a resumed run must agree with; where and in how large units models are trained is not part of it."""
-        names = ("model_fn", "loss_fn", "optimizer", "num_epochs", "batch_size", "scheduler")
-        return {name: getattr(self, name) for name in names}
-
-    def train_many(
-        self,
-        dataset: Any,
-        subsets: Sequence[np.ndarray],
-        seeds: Sequence[int],
-        *,
-        batch_size: int | None = None,
-        shuffle: bool = True,
-        drop_last: bool = False,
-        collate_fn: Callable | None = None,
-        device: torch.device | str | None = None,
-    ) -> Iterator[list[tuple[int, nn.Module]]]:
-        """Train one model per subset and give them in units, as each unit is done.
-
-        Parameters
-        ----------
-        dataset : map-style data set
-            The samples at positions 0, 1, ...; batches of it are ``(inputs, labels)``.
-        subsets : sequence of int arrays
-            Ascending positions that each model is trained on.
-        seeds : sequence of int
-            One per model: draws its initial weights and its order of samples.
-        batch_size : int, optional
-            Default: the trainer's.
-        shuffle, drop_last, collate_fn
-            As for a `DataLoader`.
-        device : torch.device or str, optional
-            Instead of the trainer's.
-
-        Yields
-        ------
-        list of (int, torch.nn.Module)
-            Number of the subset, and its trained model.
-
-        Raises
-        ------
-        ValueError
-            If a layer cannot be trained for many models at once (it is named), or samples differ in shape.
-        TypeError
-            If batches are not tuples of tensors.
-        """
-        if batch_size is not None:
-            self._check_batch_size(batch_size)
-        size = self.batch_size or batch_size
-        if size is None:
-            raise ValueError("batch_size: neither the trainer nor the loader gives one; pass it to either of them")
-        if len(subsets) != len(seeds):
-            raise ValueError(f"seeds: expected one per subset, {len(subsets)}, got {len(seeds)}")
-        by_length: dict[int, list[int]] = {}
-        for number, subset in enumerate(subsets):
-            by_length.setdefault(len(subset), []).append(number)
-        most_models = self.unit_size(device)
-        example = self._new_model(0, device)
-        place = next(example.parameters()).device
-        with seeded(seeds[0] if len(seeds) else 0):  # what a data set that augments draws, and a model that is tried
-            samples = _Samples(dataset, collate_fn, place, _resident_bytes(place))
-            work = operations(example, samples.first[0], size) if place.type == "cpu" else None
-        training = _Training(self, samples, size, work, shuffle=shuffle, drop_last=drop_last, device=device)
-        several = self._limit.get("models", most_models) > 1 and not (work is not None and is_heavy(work))
-
-        def train(chosen: Sequence[int]) -> list[ModelStack]:
-            if len(chosen) == 1 and several:
-                chosen = [*chosen, *chosen]  # one model alone is rounded in another way than the same one among others
-            return training.unit([subsets[number] for number in chosen], [seeds[number] for number in chosen])
-
-        for numbers in by_length.values():
-            for chosen, stacks in shrinking_units(numbers, most_models, train, self._limit):
-                models = (stack.take(row) for stack in stacks for row in range(stack.num_models))
-                yield list(zip(chosen, models, strict=False))

@@ -40,7 +40,252 @@ from dattri.model_util.validation import (
 )
 
 # %% auto #0
-__all__ = ['RetrainError', 'TrainsMany', 'retrain_loo', 'retrain_lds']
+__all__ = ['retrain_loo', 'retrain_lds', 'RetrainError', 'TrainsMany']
+
+# %% ../../nbs/model_util/06_retrain.ipynb #6d0c59f4
+def retrain_loo(
+    train_func: Callable,
+    dataloader: DataLoader,
+    path: str | os.PathLike,
+    indices: Sequence[int] | None = None,
+    seed: int | None = None,
+    *,
+    partition: tuple[int, int] | None = None,
+    n_jobs: int | None = None,
+    devices: Sequence[str | torch.device] | None = None,
+    overwrite: bool = False,
+    **kwargs: Any,
+) -> None:
+    """Train one model per removed sample, for the leave-one-out (LOO) ground truth.
+
+    All models are trained with the same seed, and see their common samples in the same order, so that only the data
+    differs. Called again with the same arguments, it trains only what is missing; after a kill at any
+    moment the files are, byte for byte, those of an undisturbed run (on CPU, with equal thread counts).
+
+    Parameters
+    ----------
+    train_func : callable
+        ``train_func(dataloader, **kwargs)``, plus ``seed=`` if it takes one; returns the trained `torch.nn.Module`.
+        Torch, numpy and `random` are seeded around the call and restored after it. An `EnsembleTrainer` trains many
+        models as one (its docstring says how far the bytes of models with dropout depend on the units).
+    dataloader : torch.utils.data.DataLoader
+        Loader over the N training samples, with a sampler that has a fixed list of samples. Each model gets a loader
+        like it without one sample.
+    path : str or path-like
+        Directory for the checkpoints ``index_{i}/model_weights.pt`` (state dicts), ``model.pt`` (the module) and
+        ``metadata.yml``. Made if it is missing.
+    indices : sequence of int, optional
+        Positions to remove, in [0, N), one model each. None removes each position in turn.
+    seed : int, optional
+        0 or larger. None draws one and records it in ``metadata.yml``, or continues with the recorded one.
+    partition : (int, int), optional
+        Part k of n equal parts, 0 <= k < n: this call trains only those of the models. All parts go into one directory,
+        in any order, from any number of machines.
+    n_jobs : int, optional
+        Models trained at the same time, as in joblib; None is 1 unless inside `joblib.parallel_config`.
+    devices : sequence of str or torch.device, optional
+        Devices of each machine, e.g. ``["cuda:0", "cuda:1"]``; every model is trained on one that no other worker has.
+        `train_func` gets it as ``device=`` if it takes that, and finds a GPU as the current one otherwise. `n_jobs` is
+        then the number of devices unless said otherwise; more workers than devices wait.
+    overwrite : bool
+        Replace what is in the directory (of the same plan: what belongs to this part) instead of continuing it.
+    **kwargs
+        Further arguments of `train_func`.
+
+    Raises
+    ------
+    TypeError
+        If the samples of `dataloader` have no fixed positions, `train_func` does not take `kwargs` or needs others, or
+        it returns no module.
+    ValueError
+        If `indices`, `seed` or `partition` is invalid, or the directory holds another run; names each field that
+        differs.
+    RetrainError
+        If `train_func` raises; names the model. What was finished is kept.
+    OSError
+        If the disk is full or refuses a write. What was finished is kept.
+    """
+    length = len(LoaderRecipe.of(dataloader))
+    removed = LooPlan(length, indices, 0).indices
+    part, num_parts = check_partition(partition)
+    own = slice(part * len(removed) // num_parts, (part + 1) * len(removed) // num_parts)
+    _retrain(
+        retrain_loo, lambda value: LooPlan(length, removed, value), removed[own], train_func, dataloader, path, seed,
+        n_jobs=n_jobs, devices=devices, overwrite=overwrite, kwargs=kwargs,
+    )
+
+# %% ../../nbs/model_util/06_retrain.ipynb #e89770dd
+def retrain_lds(
+    train_func: Callable,
+    dataloader: DataLoader,
+    path: str | os.PathLike,
+    num_subsets: int = 100,
+    subset_ratio: float = 0.5,
+    num_runs_per_subset: int = 1,
+    start_id: int = 0,
+    total_num_subsets: int = 0,
+    seed: int | None = None,
+    *,
+    n_jobs: int | None = None,
+    devices: Sequence[str | torch.device] | None = None,
+    overwrite: bool = False,
+    **kwargs: Any,
+) -> None:
+    """Train models on random subsets, for the ground truth of the linear datamodeling score (LDS).
+
+    Each subset holds ``int(subset_ratio * N)`` of the N samples, drawn without replacement, and is trained on several
+    times with different seeds (Park et al. 2023, arXiv:2303.14186, section 2). Every subset and every
+    model has a seed of its own that depends on `seed` and its number alone. So shards, workers and resumed calls give,
+    byte for byte, the files of one undisturbed call (on CPU, with equal thread counts).
+
+    Parameters
+    ----------
+    train_func : callable
+        ``train_func(dataloader, **kwargs)``, plus ``seed=`` if it takes one; returns the trained `torch.nn.Module`.
+        Torch, numpy and `random` are seeded around the call and restored after it. An `EnsembleTrainer` trains many
+        models as one (its docstring says how far the bytes of models with dropout depend on the units).
+    dataloader : torch.utils.data.DataLoader
+        Loader over the N training samples, with a sampler that has a fixed list of samples. Each model gets a loader
+        like it over its subset.
+    path : str or path-like
+        Directory for ``metadata.yml`` and, per subset, ``{subset}/indices.txt`` (training positions) and
+        ``{subset}/model_weights_{run}.pt`` (state dicts). Made if it is missing.
+    num_subsets : int
+        Subsets that this call trains, 1 or more.
+    subset_ratio : float
+        Share of the samples in each subset, in (0, 1].
+    num_runs_per_subset : int
+        Models per subset, 1 or more; averaging over them reduces the noise of training.
+    start_id : int
+        First subset of this call: shard k of equal shards starts at ``k * num_subsets``.
+    total_num_subsets : int
+        Subsets of all shards together, a multiple of `num_subsets`. 0 means `num_subsets`.
+    seed : int, optional
+        0 or larger. None draws one and records it in ``metadata.yml``, or continues with the recorded one.
+    n_jobs : int, optional
+        Models trained at the same time, as in joblib; None is 1 unless inside `joblib.parallel_config`.
+    devices : sequence of str or torch.device, optional
+        Devices of each machine, e.g. ``["cuda:0", "cuda:1"]``; every model is trained on one that no other worker has.
+        `train_func` gets it as ``device=`` if it takes that, and finds a GPU as the current one otherwise. `n_jobs` is
+        then the number of devices unless said otherwise; more workers than devices wait.
+    overwrite : bool
+        Replace what is in the directory (of the same plan: what belongs to this shard) instead of continuing it.
+    **kwargs
+        Further arguments of `train_func`.
+
+    Raises
+    ------
+    TypeError
+        If the samples of `dataloader` have no fixed positions, `train_func` does not take `kwargs` or needs others, or
+        it returns no module.
+    ValueError
+        If `total_num_subsets` is negative or not a multiple of `num_subsets`, another argument is out of its range, or
+        the directory holds another run; names each field that differs.
+    RetrainError
+        If `train_func` raises; names subset, run and seed. What was finished is kept.
+    OSError
+        If the disk is full or refuses a write. What was finished is kept.
+    """
+    length = len(LoaderRecipe.of(dataloader))
+    total, stop = check_shard(num_subsets, start_id, total_num_subsets)
+    ratio, runs = check_ratio(subset_ratio), check_int("num_runs_per_subset", num_runs_per_subset, 1)
+    _retrain(
+        retrain_lds, lambda value: LdsPlan(length, total, ratio, runs, value), range(start_id, stop), train_func,
+        dataloader,
+        path, seed, n_jobs=n_jobs, devices=devices, overwrite=overwrite, kwargs=kwargs,
+    )
+
+# %% ../../nbs/model_util/06_retrain.ipynb #x6d0c59f
+def _retrain(
+    verb: Callable,
+    plan_for: Callable[[int], Plan],
+    subsets: Sequence[int],
+    train_func: Any,
+    dataloader: DataLoader,
+    path: str | os.PathLike,
+    seed: int | None,
+    *,
+    n_jobs: int | None,
+    devices: Any,
+    overwrite: bool,
+    kwargs: dict[str, Any],
+) -> None:
+    """Check what both verbs take, then train what is missing of these subsets of the plan for a seed."""
+    recipe = LoaderRecipe.of(dataloader)
+    if not callable(train_func):
+        raise TypeError(f"train_func: expected a function of a dataloader, got {type(train_func).__name__}")
+    check_n_jobs(n_jobs)
+    pool = _pool(devices, train_func, kwargs)
+    _check_keywords(verb, train_func, kwargs, pool)
+    recipe.check_batches(plan_for(check_seed(seed)).subset_size)
+    directory = RetrainDir.create_or_resume(
+        checked_path(path), lambda value: plan_metadata(plan_for(value), recipe, train_func, kwargs), seed,
+        overwrite=overwrite, subsets=subsets,
+    )
+    own = set(subsets)
+    tasks = [task for task in directory.plan.tasks() if task.subset in own]
+    _run(TrainJob(train_func, kwargs, recipe, directory, pool), tasks, n_jobs)
+
+
+_OWN = ("train_func", "dataloader", "path", "kwargs")  # parameters of the verbs that are no options
+
+
+def _check_keywords(verb: Callable, train_func: Any, kwargs: dict[str, Any], pool: DevicePool | None) -> None:
+    """`TypeError` if the training function does not take these keywords or needs others; nothing is written yet."""
+    many = trains_many(train_func)
+    num_given, passed = (3, ("shuffle", "batch_size", "drop_last", "collate_fn")) if many else (1, ())
+    try:
+        signature = inspect.signature(train_func.train_many if many else train_func)
+    except (TypeError, ValueError):  # a built-in function does not say what it takes
+        return
+    extra = [name for name, passed_on in (("seed", not many), ("device", pool is not None))
+             if passed_on and _takes(train_func, name)]
+    keywords = dict.fromkeys([*kwargs, *passed, *extra])
+    try:
+        signature.bind(*[None] * num_given, **keywords)
+    except TypeError as error:
+        name = function_name(train_func)
+        problem = _call_problem(verb, name, signature, num_given, keywords)
+        raise TypeError(problem or f"train_func: {name} cannot be called with a dataloader: {error}") from None
+
+
+def _call_problem(
+    verb: Callable, name: str, signature: inspect.Signature, num_given: int, keywords: dict[str, Any]
+) -> str:
+    """Which keyword is unknown, and which was probably meant, or which is missing; "" if it is something else."""
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    free = [parameter for parameter in list(signature.parameters.values())[num_given:] if parameter.kind in kinds]
+    known = [parameter.name for parameter in free]
+    options = [option for option in inspect.signature(verb).parameters if option not in _OWN]
+    for keyword in [keyword for keyword in keywords if keyword not in known]:
+        close = difflib.get_close_matches(keyword, [*known, *options], n=1)
+        meant = f"Did you mean {close[0]}=? " if close else ""
+        return (
+            f"{keyword}: neither {verb.__name__} nor train_func takes this argument. {meant}{verb.__name__} takes "
+            f"{', '.join(options)}; train_func ({name}) takes {', '.join(known) or 'nothing but the dataloader'}."
+        )
+    missing = [
+        parameter.name for parameter in free if parameter.default is parameter.empty and parameter.name not in keywords
+    ]
+    return (
+        f"{missing[0]}: train_func ({name}) needs this argument; pass {missing[0]}= to {verb.__name__}"
+        if missing
+        else ""
+    )
+
+
+def _pool(devices: Any, train_func: Callable, kwargs: dict[str, Any]) -> DevicePool | None:
+    """The devices to train on; `ValueError` if they could not reach the training function."""
+    if devices is None:
+        return None
+    pool = DevicePool.of(devices)
+    if "device" in kwargs:
+        raise ValueError(f"device: got {kwargs['device']!r} as well as devices={devices!r}; leave out one of them")
+    if not _takes(train_func, "device") and any(device.type != "cuda" for device in pool.devices):
+        raise ValueError(
+            f"devices: train_func takes no device=, so it would not use {devices!r}; give it that argument"
+        )
+    return pool
 
 # %% ../../nbs/model_util/06_retrain.ipynb #a7dbd121
 class RetrainError(RuntimeError):
@@ -266,249 +511,4 @@ def _lost_worker(job: TrainJob, tasks: Sequence[Task], error: Exception) -> Retr
     return RetrainError(
         f"a worker process died ({type(error).__name__}: {error}). Missing of {len(tasks)} models: {listed}. The "
         "others are kept: the same call trains what is missing. If workers run out of memory, use a smaller n_jobs."
-    )
-
-# %% ../../nbs/model_util/06_retrain.ipynb #6d0c59f4
-def retrain_loo(
-    train_func: Callable,
-    dataloader: DataLoader,
-    path: str | os.PathLike,
-    indices: Sequence[int] | None = None,
-    seed: int | None = None,
-    *,
-    partition: tuple[int, int] | None = None,
-    n_jobs: int | None = None,
-    devices: Sequence[str | torch.device] | None = None,
-    overwrite: bool = False,
-    **kwargs: Any,
-) -> None:
-    """Train one model per removed sample, for the leave-one-out (LOO) ground truth.
-
-    All models are trained with the same seed, and see their common samples in the same order, so that only the data
-    differs. Called again with the same arguments, it trains only what is missing; after a kill at any
-    moment the files are, byte for byte, those of an undisturbed run (on CPU, with equal thread counts).
-
-    Parameters
-    ----------
-    train_func : callable
-        ``train_func(dataloader, **kwargs)``, plus ``seed=`` if it takes one; returns the trained `torch.nn.Module`.
-        Torch, numpy and `random` are seeded around the call and restored after it. An `EnsembleTrainer` trains many
-        models as one (its docstring says how far the bytes of models with dropout depend on the units).
-    dataloader : torch.utils.data.DataLoader
-        Loader over the N training samples, with a sampler that has a fixed list of samples. Each model gets a loader
-        like it without one sample.
-    path : str or path-like
-        Directory for the checkpoints ``index_{i}/model_weights.pt`` (state dicts), ``model.pt`` (the module) and
-        ``metadata.yml``. Made if it is missing.
-    indices : sequence of int, optional
-        Positions to remove, in [0, N), one model each. None removes each position in turn.
-    seed : int, optional
-        0 or larger. None draws one and records it in ``metadata.yml``, or continues with the recorded one.
-    partition : (int, int), optional
-        Part k of n equal parts, 0 <= k < n: this call trains only those of the models. All parts go into one directory,
-        in any order, from any number of machines.
-    n_jobs : int, optional
-        Models trained at the same time, as in joblib; None is 1 unless inside `joblib.parallel_config`.
-    devices : sequence of str or torch.device, optional
-        Devices of each machine, e.g. ``["cuda:0", "cuda:1"]``; every model is trained on one that no other worker has.
-        `train_func` gets it as ``device=`` if it takes that, and finds a GPU as the current one otherwise. `n_jobs` is
-        then the number of devices unless said otherwise; more workers than devices wait.
-    overwrite : bool
-        Replace what is in the directory (of the same plan: what belongs to this part) instead of continuing it.
-    **kwargs
-        Further arguments of `train_func`.
-
-    Raises
-    ------
-    TypeError
-        If the samples of `dataloader` have no fixed positions, `train_func` does not take `kwargs` or needs others, or
-        it returns no module.
-    ValueError
-        If `indices`, `seed` or `partition` is invalid, or the directory holds another run; names each field that
-        differs.
-    RetrainError
-        If `train_func` raises; names the model. What was finished is kept.
-    OSError
-        If the disk is full or refuses a write. What was finished is kept.
-    """
-    length = len(LoaderRecipe.of(dataloader))
-    removed = LooPlan(length, indices, 0).indices
-    part, num_parts = check_partition(partition)
-    own = slice(part * len(removed) // num_parts, (part + 1) * len(removed) // num_parts)
-    _retrain(
-        retrain_loo, lambda value: LooPlan(length, removed, value), removed[own], train_func, dataloader, path, seed,
-        n_jobs=n_jobs, devices=devices, overwrite=overwrite, kwargs=kwargs,
-    )
-
-
-def _retrain(
-    verb: Callable,
-    plan_for: Callable[[int], Plan],
-    subsets: Sequence[int],
-    train_func: Any,
-    dataloader: DataLoader,
-    path: str | os.PathLike,
-    seed: int | None,
-    *,
-    n_jobs: int | None,
-    devices: Any,
-    overwrite: bool,
-    kwargs: dict[str, Any],
-) -> None:
-    """Check what both verbs take, then train what is missing of these subsets of the plan for a seed."""
-    recipe = LoaderRecipe.of(dataloader)
-    if not callable(train_func):
-        raise TypeError(f"train_func: expected a function of a dataloader, got {type(train_func).__name__}")
-    check_n_jobs(n_jobs)
-    pool = _pool(devices, train_func, kwargs)
-    _check_keywords(verb, train_func, kwargs, pool)
-    recipe.check_batches(plan_for(check_seed(seed)).subset_size)
-    directory = RetrainDir.create_or_resume(
-        checked_path(path), lambda value: plan_metadata(plan_for(value), recipe, train_func, kwargs), seed,
-        overwrite=overwrite, subsets=subsets,
-    )
-    own = set(subsets)
-    tasks = [task for task in directory.plan.tasks() if task.subset in own]
-    _run(TrainJob(train_func, kwargs, recipe, directory, pool), tasks, n_jobs)
-
-
-_OWN = ("train_func", "dataloader", "path", "kwargs")  # parameters of the verbs that are no options
-
-
-def _check_keywords(verb: Callable, train_func: Any, kwargs: dict[str, Any], pool: DevicePool | None) -> None:
-    """`TypeError` if the training function does not take these keywords or needs others; nothing is written yet."""
-    many = trains_many(train_func)
-    num_given, passed = (3, ("shuffle", "batch_size", "drop_last", "collate_fn")) if many else (1, ())
-    try:
-        signature = inspect.signature(train_func.train_many if many else train_func)
-    except (TypeError, ValueError):  # a built-in function does not say what it takes
-        return
-    extra = [name for name, passed_on in (("seed", not many), ("device", pool is not None))
-             if passed_on and _takes(train_func, name)]
-    keywords = dict.fromkeys([*kwargs, *passed, *extra])
-    try:
-        signature.bind(*[None] * num_given, **keywords)
-    except TypeError as error:
-        name = function_name(train_func)
-        problem = _call_problem(verb, name, signature, num_given, keywords)
-        raise TypeError(problem or f"train_func: {name} cannot be called with a dataloader: {error}") from None
-
-
-def _call_problem(
-    verb: Callable, name: str, signature: inspect.Signature, num_given: int, keywords: dict[str, Any]
-) -> str:
-    """Which keyword is unknown, and which was probably meant, or which is missing; "" if it is something else."""
-    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    free = [parameter for parameter in list(signature.parameters.values())[num_given:] if parameter.kind in kinds]
-    known = [parameter.name for parameter in free]
-    options = [option for option in inspect.signature(verb).parameters if option not in _OWN]
-    for keyword in [keyword for keyword in keywords if keyword not in known]:
-        close = difflib.get_close_matches(keyword, [*known, *options], n=1)
-        meant = f"Did you mean {close[0]}=? " if close else ""
-        return (
-            f"{keyword}: neither {verb.__name__} nor train_func takes this argument. {meant}{verb.__name__} takes "
-            f"{', '.join(options)}; train_func ({name}) takes {', '.join(known) or 'nothing but the dataloader'}."
-        )
-    missing = [
-        parameter.name for parameter in free if parameter.default is parameter.empty and parameter.name not in keywords
-    ]
-    return (
-        f"{missing[0]}: train_func ({name}) needs this argument; pass {missing[0]}= to {verb.__name__}"
-        if missing
-        else ""
-    )
-
-
-def _pool(devices: Any, train_func: Callable, kwargs: dict[str, Any]) -> DevicePool | None:
-    """The devices to train on; `ValueError` if they could not reach the training function."""
-    if devices is None:
-        return None
-    pool = DevicePool.of(devices)
-    if "device" in kwargs:
-        raise ValueError(f"device: got {kwargs['device']!r} as well as devices={devices!r}; leave out one of them")
-    if not _takes(train_func, "device") and any(device.type != "cuda" for device in pool.devices):
-        raise ValueError(
-            f"devices: train_func takes no device=, so it would not use {devices!r}; give it that argument"
-        )
-    return pool
-
-# %% ../../nbs/model_util/06_retrain.ipynb #e89770dd
-def retrain_lds(
-    train_func: Callable,
-    dataloader: DataLoader,
-    path: str | os.PathLike,
-    num_subsets: int = 100,
-    subset_ratio: float = 0.5,
-    num_runs_per_subset: int = 1,
-    start_id: int = 0,
-    total_num_subsets: int = 0,
-    seed: int | None = None,
-    *,
-    n_jobs: int | None = None,
-    devices: Sequence[str | torch.device] | None = None,
-    overwrite: bool = False,
-    **kwargs: Any,
-) -> None:
-    """Train models on random subsets, for the ground truth of the linear datamodeling score (LDS).
-
-    Each subset holds ``int(subset_ratio * N)`` of the N samples, drawn without replacement, and is trained on several
-    times with different seeds (Park et al. 2023, arXiv:2303.14186, section 2). Every subset and every
-    model has a seed of its own that depends on `seed` and its number alone. So shards, workers and resumed calls give,
-    byte for byte, the files of one undisturbed call (on CPU, with equal thread counts).
-
-    Parameters
-    ----------
-    train_func : callable
-        ``train_func(dataloader, **kwargs)``, plus ``seed=`` if it takes one; returns the trained `torch.nn.Module`.
-        Torch, numpy and `random` are seeded around the call and restored after it. An `EnsembleTrainer` trains many
-        models as one (its docstring says how far the bytes of models with dropout depend on the units).
-    dataloader : torch.utils.data.DataLoader
-        Loader over the N training samples, with a sampler that has a fixed list of samples. Each model gets a loader
-        like it over its subset.
-    path : str or path-like
-        Directory for ``metadata.yml`` and, per subset, ``{subset}/indices.txt`` (training positions) and
-        ``{subset}/model_weights_{run}.pt`` (state dicts). Made if it is missing.
-    num_subsets : int
-        Subsets that this call trains, 1 or more.
-    subset_ratio : float
-        Share of the samples in each subset, in (0, 1].
-    num_runs_per_subset : int
-        Models per subset, 1 or more; averaging over them reduces the noise of training.
-    start_id : int
-        First subset of this call: shard k of equal shards starts at ``k * num_subsets``.
-    total_num_subsets : int
-        Subsets of all shards together, a multiple of `num_subsets`. 0 means `num_subsets`.
-    seed : int, optional
-        0 or larger. None draws one and records it in ``metadata.yml``, or continues with the recorded one.
-    n_jobs : int, optional
-        Models trained at the same time, as in joblib; None is 1 unless inside `joblib.parallel_config`.
-    devices : sequence of str or torch.device, optional
-        Devices of each machine, e.g. ``["cuda:0", "cuda:1"]``; every model is trained on one that no other worker has.
-        `train_func` gets it as ``device=`` if it takes that, and finds a GPU as the current one otherwise. `n_jobs` is
-        then the number of devices unless said otherwise; more workers than devices wait.
-    overwrite : bool
-        Replace what is in the directory (of the same plan: what belongs to this shard) instead of continuing it.
-    **kwargs
-        Further arguments of `train_func`.
-
-    Raises
-    ------
-    TypeError
-        If the samples of `dataloader` have no fixed positions, `train_func` does not take `kwargs` or needs others, or
-        it returns no module.
-    ValueError
-        If `total_num_subsets` is negative or not a multiple of `num_subsets`, another argument is out of its range, or
-        the directory holds another run; names each field that differs.
-    RetrainError
-        If `train_func` raises; names subset, run and seed. What was finished is kept.
-    OSError
-        If the disk is full or refuses a write. What was finished is kept.
-    """
-    length = len(LoaderRecipe.of(dataloader))
-    total, stop = check_shard(num_subsets, start_id, total_num_subsets)
-    ratio, runs = check_ratio(subset_ratio), check_int("num_runs_per_subset", num_runs_per_subset, 1)
-    _retrain(
-        retrain_lds, lambda value: LdsPlan(length, total, ratio, runs, value), range(start_id, stop), train_func,
-        dataloader,
-        path, seed, n_jobs=n_jobs, devices=devices, overwrite=overwrite, kwargs=kwargs,
     )
