@@ -5,14 +5,12 @@
 # %% ../../nbs/benchmark/03_archive.ipynb #c744bd3b
 from __future__ import annotations
 
-import pickletools
 import re
 import shutil
 import stat
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -99,36 +97,9 @@ def read_models(file: Path, most_bytes: int) -> Iterator[tuple[int, bytes]]:
         raise ValueError(f"{file} is damaged ({error})") from error
 
 # %% ../../nbs/benchmark/03_archive.ipynb #7b074897
-_HARMLESS = re.compile(
-    r"collections OrderedDict|torch Size|torch \w+Storage|torch [a-z]+\d*|torch\._utils "
-    r"_rebuild_(tensor|tensor_v2|parameter)"
-)
-
-
-def load_stored(file: Path) -> Any:
-    """As `load_checkpoint`, for tensors and state dicts; `ValueError` too if they are larger than the file."""
-    with suppress(zipfile.BadZipFile), zipfile.ZipFile(file) as archive:  # one that is damaged is refused below
-        total = sum(member.file_size for member in archive.infolist())
-        if total > file.stat().st_size:  # torch.save compresses nothing
-            raise ValueError(f"{file} was not loaded: {file.stat().st_size:,} bytes would swell to {total:,}")
-        for member in archive.infolist():  # not by name: two members may share one
-            if member.filename.endswith("/data.pkl"):
-                _check_names(file, archive.read(member))
-    return load_checkpoint(file)
-
-
-def _check_names(file: Path, pickled: bytes) -> None:
-    """`ValueError` if a pickle names more than tensors are made of: what torch allows can still fill the memory."""
-    for opcode, argument, _ in pickletools.genops(pickled):
-        if opcode.name == "STACK_GLOBAL" or (opcode.name == "GLOBAL" and not _HARMLESS.fullmatch(str(argument))):
-            raise ValueError(
-                f"{file} was not loaded: it names {argument or 'something'}, and only tensors are expected here"
-            )
-
-
 def _plain_state(file: Path) -> dict[str, Any]:
     """The state dict in a checkpoint, with the names of the model."""
-    state = load_stored(file)
+    state = load_checkpoint(file)
     if isinstance(state, dict) and isinstance(state.get("model"), dict):
         state = state["model"]
     if not isinstance(state, dict):

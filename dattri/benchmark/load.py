@@ -15,14 +15,15 @@ from typing import Any
 import torch
 
 from . import hub
-from .archive import archive_name, load_stored, unpack_models
+from .archive import archive_name, unpack_models
 from .build import build_into, on_plain_torch
 from .folders import alone, appearing
 from .groups import GROUPS
 from .metrics import METRICS, Metric, check_truth
 from .settings import Setting, find_setting, list_benchmarks
 from .workspace import Workspace, origin_of, parts_of, tensor_name
-from ..model_util.checkpoint import atomic_write, to_bytes
+from ..metric.inputs import check_real
+from ..model_util.checkpoint import atomic_write, load_checkpoint, to_bytes
 
 # %% auto #0
 __all__ = ['load_benchmark', 'load_setting', 'list_benchmarks']
@@ -214,12 +215,9 @@ def _fetch_tensors(workspace: Workspace, metric: Metric, repository: _Repository
 
 
 def _read_tensor(file: Path) -> torch.Tensor:
-    """The tensor in a file; `ValueError` if it is something else, or larger than the file."""
-    tensor = load_stored(file)
+    """The tensor in a file; `ValueError` if it is something else."""
+    tensor = load_checkpoint(file)
     if not isinstance(tensor, torch.Tensor):
         raise ValueError(f"{file}: expected a tensor, got {type(tensor).__name__}")
-    if tensor.numel() * tensor.element_size() > file.stat().st_size:
-        raise ValueError(
-            f"{file}: a tensor of shape {tuple(tensor.shape)} is more than its {file.stat().st_size:,} bytes hold"
-        )
+    check_real(str(file), tensor)
     return tensor.detach().clone()

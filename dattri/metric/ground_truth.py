@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from .inputs import as_real_tensor, check_real
-from ..model_util.checkpoint import verify_checksums, load_checkpoint, to_bytes, atomic_write
+from ..model_util.checkpoint import atomic_write, load_checkpoint, owner_of, to_bytes, verify_checksums
 from ..model_util.loader import LoaderRecipe, fork_safe, in_order
 from ..model_util.parallel import chunks, run_tasks
 from ..model_util.plan import LooPlan
@@ -337,7 +337,7 @@ class _LdsEvaluation(_Evaluation):
     """The target function gets the path of a checkpoint that is known to be whole."""
 
     def _argument(self, file: Path) -> str:
-        verify_checksums(file)
+        verify_checksums(file) if owner_of(file) else load_checkpoint(file)  # others have no hash of all their bytes
         return str(file)
 
 

@@ -5,9 +5,13 @@
 # %% ../../nbs/model_util/02_checkpoint.ipynb #c5a75413
 from __future__ import annotations
 
+import hashlib
 import io
 import os
+import re
+import struct
 import sys
+import sysconfig
 import uuid
 import zipfile
 from collections.abc import Iterator
@@ -17,6 +21,8 @@ from typing import Any, BinaryIO
 
 import torch
 from torch import nn
+
+from .pickles import check_pickle, is_harmless
 
 try:
     import fcntl
@@ -28,6 +34,7 @@ __all__ = []
 
 # %% ../../nbs/model_util/02_checkpoint.ipynb #d4a33659
 _PART = ".part"
+_OURS = re.compile(r"\..+\.[0-9a-f]{32}\.part")  # names that `whole_file` makes
 
 
 def _lock(file: BinaryIO) -> bool:
@@ -108,8 +115,8 @@ def atomic_write(path: Path, data: bytes, *, replace: bool = True) -> None:
 def sweep(folder: Path) -> None:
     """Remove the temporary files in `folder` whose writers are dead; those of living writers stay."""
     with suppress(FileNotFoundError):
-        for part in [name for name in os.listdir(folder) if name.startswith(".") and name.endswith(_PART)]:
-            with suppress(FileNotFoundError), (folder / part).open("rb") as file:
+        for part in [name for name in os.listdir(folder) if _OURS.fullmatch(name)]:
+            with suppress(FileNotFoundError, IsADirectoryError), (folder / part).open("rb") as file:
                 if _lock(file):
                     (folder / part).unlink(missing_ok=True)
 
@@ -153,9 +160,45 @@ def to_bytes(obj: Any) -> bytes:
     return buffer.getvalue()
 
 # %% ../../nbs/model_util/02_checkpoint.ipynb #64dd9ec1
+_END = b"PK\x05\x06"  # begins the end of a zip archive, whose last two of 22 bytes count those of the comment
+
+
 def has_zip_directory(path: str | Path) -> bool:
-    """Whether the file is there and ends as a checkpoint ends."""
-    return zipfile.is_zipfile(path)
+    """Whether the file is there and ends as a checkpoint ends, with nothing cut off."""
+    try:
+        end = _end_of(path)
+    except (FileNotFoundError, IsADirectoryError):
+        return False
+    return len(end) >= 22 and int.from_bytes(end[20:22], "little") == len(end) - 22
+
+
+def _end_of(path: str | Path) -> bytes:
+    """What a zip archive ends with, from its mark on; nothing if there is no mark."""
+    with open(path, "rb") as file:  # noqa: PTH123  (half the time of Path.open, for thousands of files)
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 1000))
+        end = file.read()
+    place = end.rfind(_END)
+    return end[place:] if place >= 0 else b""
+
+# %% ../../nbs/model_util/02_checkpoint.ipynb #b97d995a
+def with_owner(data: bytes, owner: str) -> bytes:
+    """A checkpoint that says whose it is, and what its bytes were."""
+    comment = f"{owner} {hashlib.sha256(data).hexdigest()}".encode()
+    return data[:-2] + len(comment).to_bytes(2, "little") + comment
+
+# %% ../../nbs/model_util/02_checkpoint.ipynb #bd8aa1aa
+def owner_of(path: Path) -> str:
+    """Whose a checkpoint is; "" if it does not say so."""
+    return _end_of(path)[22:].decode(errors="replace").rpartition(" ")[0]
+
+
+def _is_as_written(data: bytes) -> bool | None:
+    """Whether a checkpoint has the hash that it names; None if it names none."""
+    end = data.rfind(_END) + 22
+    owner, _, digest = data[end:].decode(errors="replace").rpartition(" ")
+    if not owner.startswith("dattri "):
+        return None
+    return hashlib.sha256(data[: end - 2] + b"\0\0").hexdigest() == digest
 
 # %% ../../nbs/model_util/02_checkpoint.ipynb #5b612a82
 def verify_checksums(path: Path) -> bytes:
@@ -166,38 +209,90 @@ def verify_checksums(path: Path) -> bytes:
     FileNotFoundError
         If it is not there.
     ValueError
-        If it is cut off or damaged.
+        If it is cut off or damaged, or no archive as torch writes it.
     """
     data = path.read_bytes()
+    as_written = _is_as_written(data)
+    if as_written is False:
+        raise ValueError(_damage(path, "its bytes are not those that were written"))
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            broken = archive.testzip()
-    except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
-        broken = str(error)
+            broken = _not_by_torch(archive, data) or (None if as_written else archive.testzip())
+    except Exception as error:  # a damaged archive makes zipfile raise a dozen kinds of errors
+        broken = f"{type(error).__name__}: {error}"
     if broken is not None:
-        raise ValueError(
-            f"{path} is damaged ({broken}), so it cannot be used. Delete this file and repeat the call that wrote it: "
-            "only what is missing is made again. (Files that torch wrote before version 1.6 must be saved anew.)"
-        )
+        raise ValueError(_damage(path, broken))
     return data
+
+
+def _damage(path: Path, reason: str) -> str:
+    """Message for a checkpoint that cannot be used."""
+    return (
+        f"{path} is damaged ({reason}), so it cannot be used. Delete this file and repeat the call that wrote it: only "
+        "what "
+        "is missing is made again. (Files that torch wrote before version 1.6 must be saved again.)"
+    )
+
+
+def _not_by_torch(archive: zipfile.ZipFile, data: bytes) -> str | None:
+    """In what an archive differs from those of `torch.save`, which compresses nothing and has one pickle."""
+    members = archive.infolist()
+    size = sum(member.file_size for member in members)
+    if size > len(data):
+        return f"{len(data):,} bytes would swell to {size:,}"
+    end = data.rfind(_END)
+    # number of this disk, of the first one, records here and on all
+    counts = [struct.unpack_from("<4H", data, end + 4)]
+    if data[end - 20 : end - 16] == b"PK\x06\x07":  # for large archives the same stands there with more digits
+        counts.append(struct.unpack_from("<2L2Q", data, end - 60))
+        first_disk, _, num_disks = struct.unpack_from("<LQL", data, end - 16)
+        counts.append((first_disk, num_disks - 1, len(members), len(members)))
+    if any((disk, first) != (0, 0) or {here, total} - {len(members), 0xFFFF} for disk, first, here, total in counts):
+        return "its end does not fit its contents"
+    if len({member.filename.lower() for member in members}) < len(members):
+        return "two records share a name"  # torch finds them whatever their case
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        return "it is compressed"
+    roots = {member.filename.partition("/")[0] for member in members}
+    if len(roots) != 1 or f"{min(roots)}/data.pkl" not in archive.namelist():
+        return "it has not the one pickle of torch.save"
+    return None
 
 # %% ../../nbs/model_util/02_checkpoint.ipynb #40320a99
 def _known_module_class(name: str) -> type[nn.Module] | None:
-    """The `nn.Module` subclass of this dotted name if it is already imported and carries no code, else None."""
+    """The `nn.Module` subclass of this dotted name if it may be made, else None."""
     parts = name.split(".")
     for cut in range(len(parts) - 1, 0, -1):
-        place: Any = sys.modules.get(".".join(parts[:cut]))
-        if place is not None:
-            for part in parts[cut:]:
-                place = vars(place).get(part)  # no getattr: a lazy module would import
-                if place is None:
-                    return None
-            carriers = (torch.fx.GraphModule, torch.jit.ScriptModule)
-            plain = isinstance(place, type) and issubclass(place, nn.Module) and not issubclass(place, carriers)
-            return place if plain else None
+        home = ".".join(parts[:cut])
+        place: Any = sys.modules.get(home)
+        if place is None:
+            continue
+        if not _may_be_made(home, getattr(place, "__file__", None)):
+            return None
+        for part in parts[cut:]:
+            place = vars(place).get(part) if isinstance(place, type) or hasattr(place, "__dict__") else None
+            if place is None:
+                return None
+        carriers = (torch.fx.GraphModule, torch.jit.ScriptModule)
+        plain = isinstance(place, type) and issubclass(place, nn.Module) and not issubclass(place, carriers)
+        return place if plain else None
     return None
 
 
+def _may_be_made(module: str, file: str | None) -> bool:
+    """Whether a file may name classes of a module: those of torch's layers, this package, and the user's own."""
+    if module == "__main__" or f"{module}.".startswith(("torch.nn.modules.", "dattri.")):
+        return True
+    installed = [Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    return file is not None and not any(Path(file).resolve().is_relative_to(place.resolve()) for place in installed)
+
+
+def _names_of_the_user() -> dict[str, Any]:
+    """What the user has allowed with `torch.serialization.add_safe_globals`, by dotted names."""
+    pairs = (item if isinstance(item, tuple) else (item, None) for item in torch.serialization.get_safe_globals())
+    return {name or f"{item.__module__}.{item.__qualname__}": item for item, name in pairs}
+
+# %% ../../nbs/model_util/02_checkpoint.ipynb #loadchec
 def load_checkpoint(path: Path, *, modules: bool = False) -> Any:
     """Load a checkpoint to the CPU without running anybody's code.
 
@@ -206,7 +301,8 @@ def load_checkpoint(path: Path, *, modules: bool = False) -> Any:
     path : pathlib.Path
         A file written by `torch.save`.
     modules : bool
-        Whether the file may hold a whole module, built of `nn.Module` classes that are already imported.
+        Whether the file may hold a whole module, built of torch's own layers and of `nn.Module` classes of the user's
+        own modules, as far as these are already imported.
 
     Returns
     -------
@@ -218,29 +314,66 @@ def load_checkpoint(path: Path, *, modules: bool = False) -> Any:
     FileNotFoundError
         If it is not there.
     ValueError
-        If it is damaged, or names anything that is not allowed.
+        If it is damaged, names anything that is not allowed, or would need far more memory than the file has bytes.
     """
     data = verify_checksums(path)
+    named, classes = _names_of_the_user(), {}
+
+    def allowed(name: str) -> bool:
+        dotted = name.replace(" ", ".", 1)
+        if is_harmless(name) or dotted in named:
+            return True
+        classes[dotted] = _known_module_class(dotted) if modules else None
+        return classes[dotted] is not None
+
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        pickled = archive.read(f"{archive.namelist()[0].partition('/')[0]}/data.pkl")
     try:
-        names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(data)))
-    except Exception as error:  # whatever a foreign archive or pickle makes torch raise
-        raise ValueError(f"{path} is not a checkpoint written by torch.save ({error})") from error
-    classes = {name: _known_module_class(name) if modules else None for name in names}
-    refused = [name for name, place in classes.items() if place is None]
-    if refused:
-        raise ValueError(_refusal(path, refused))
-    allowed = [(place, name) for name, place in classes.items() if place is not None]
-    with torch.serialization.safe_globals(allowed):  # type: ignore[arg-type]
+        check_pickle(pickled, allowed)
+    except ValueError as error:
+        raise ValueError(
+            _refusal(path, str(error), [name for name, kind in classes.items() if kind is None])
+        ) from error
+    with torch.serialization.safe_globals([(kind, name) for name, kind in classes.items()]):  # type: ignore[misc]
         try:
-            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            value = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         except Exception as error:
             raise ValueError(f"{path} was not loaded: {error}") from error
+    _check_expansion(path, value, len(data))
+    return value
 
 
-def _refusal(path: Path, names: list[str]) -> str:
-    """Message for a checkpoint that names what must not be run."""
+def _refusal(path: Path, reason: str, refused: list[str]) -> str:
+    """Message for a checkpoint that does or names what it must not."""
+    if not refused:
+        return f"{path} was not loaded: {reason}. It was not written by torch.save of tensors, or was changed since."
     return (
-        f"{path} names {', '.join(names)}, which is not an nn.Module class that this program has imported or defined. "
-        "Loading it could run code from the file, so it was not loaded. If you trust the file: import or "
-        "define the class first, or pass model=, or allow the name with torch.serialization.add_safe_globals."
+        f"{path} names {', '.join(refused)}, which is neither one of torch's layers nor an nn.Module class of a module "
+        "of "
+        "yours that is imported. Loading it could run code from the file, so it was not loaded. If you trust the file: "
+        "import or define the class first, or pass model=, or allow the name with torch.serialization.add_safe_globals."
     )
+
+
+_ROOM = 2**26  # bytes that any file may need, however small it is
+
+
+def _check_expansion(path: Path, value: Any, num_bytes: int) -> None:
+    """`ValueError` if a tensor repeats few numbers so often that nobody could have meant it."""
+    tensors = value.state_dict().values() if isinstance(value, nn.Module) else _tensors_in(value)
+    for tensor in (tensor for tensor in tensors if tensor.layout == torch.strided):
+        size = tensor.numel() * tensor.element_size()
+        if size > max(_ROOM, num_bytes):
+            raise ValueError(
+                f"{path} was not loaded: a tensor of shape {tuple(tensor.shape)} is more than its {num_bytes:,} bytes "
+                "hold; save tensor.contiguous()"
+            )
+
+
+def _tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """Tensors in dictionaries, lists and tuples."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (dict, list, tuple)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _tensors_in(part)

@@ -20,6 +20,12 @@ from .loader import LoaderRecipe
 # %% auto #0
 __all__ = []
 
+# %% ../../nbs/model_util/12_fingerprint.ipynb #ab335b58
+def shortened(text: str) -> str:
+    """A long text as its beginning and a digest."""
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return text if len(text) <= 200 else f"{text[:160]}... (sha256 {digest})"
+
 # %% ../../nbs/model_util/12_fingerprint.ipynb #6e01f71c
 def describe(value: Any) -> str:
     """Text for an argument that is the same in every process."""
@@ -28,18 +34,12 @@ def describe(value: Any) -> str:
     if isinstance(value, (set, frozenset)):
         return "{" + ", ".join(sorted(map(describe, value))) + "}"
     if type(value) in (list, tuple):
-        return _shortened("[" + ", ".join(map(describe, value)) + "]")
+        return shortened("[" + ", ".join(map(describe, value)) + "]")
     if isinstance(value, (torch.Tensor, np.ndarray)):
         tensor = torch.as_tensor(value).detach().cpu()
         digest = hashlib.sha256(_raw(tensor)).hexdigest()[:16]
         return f"{type(value).__name__} {tuple(tensor.shape)} {value.dtype} (sha256 {digest})"
-    return _shortened(re.sub(r" at 0x[0-9a-f]+", "", repr(value)))
-
-
-def _shortened(text: str) -> str:
-    """A long text as its beginning and a digest."""
-    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return text if len(text) <= 200 else f"{text[:160]}... (sha256 {digest})"
+    return shortened(re.sub(r" at 0x[0-9a-f]+", "", repr(value)))
 
 # %% ../../nbs/model_util/12_fingerprint.ipynb #d60f365a
 def function_name(function: Any) -> str:

@@ -20,6 +20,9 @@ from .validation import check_int
 __all__ = []
 
 # %% ../../nbs/model_util/03_plan.ipynb #565198b6
+MOST_MODELS = 10_000_000  # in a directory
+
+
 class Task(NamedTuple):
     """One model to train: its place in the directory and its seed."""
 
@@ -159,8 +162,12 @@ class LdsPlan(_Layout):
     folder_pattern: ClassVar[str] = r"\d+"
 
     def __post_init__(self) -> None:
-        check_int("num_subsets", self.num_subsets, 1)
-        check_int("num_runs_per_subset", self.num_runs_per_subset, 1)
+        check_int("data_length", self.data_length, 1)
+        models = check_int("num_subsets", self.num_subsets, 1) * check_int(
+            "num_runs_per_subset", self.num_runs_per_subset, 1
+        )
+        if models > MOST_MODELS:
+            raise ValueError(f"num_subsets, num_runs_per_subset: {models:,} models; expected {MOST_MODELS:,} at most")
         if not 0 < self.subset_ratio <= 1:
             raise ValueError(f"subset_ratio: expected a number in (0, 1], got {self.subset_ratio!r}")
         if self.subset_size == 0:

@@ -23,7 +23,7 @@ from joblib import effective_n_jobs
 from torch import nn
 from torch.utils.data import DataLoader
 
-from .checkpoint import atomic_write, cpu_state, load_checkpoint, nonfinite_names, to_bytes
+from .checkpoint import atomic_write, cpu_state, load_checkpoint, nonfinite_names, to_bytes, with_owner
 from .fingerprint import function_name
 from .loader import LoaderRecipe
 from .parallel import DevicePool, chunks, run_tasks
@@ -404,9 +404,11 @@ class TrainJob:
         messages = (
             [f"{plan.name(task)} has NaN or infinity in {', '.join(broken)}: training diverged"] if broken else []
         )
+        data = with_owner(to_bytes(state), self.directory.owner(plan.checkpoint(task)))
+        self.directory.check_plan()
         if (module := plan.module_file(task)) is not None:
-            messages += _save_module(self.directory.path / module, model)
-        atomic_write(self.directory.checkpoint(task.subset, task.run), to_bytes(state))
+            messages += _save_module(self.directory.path / module, model, self.directory.owner(module))
+        atomic_write(self.directory.checkpoint(task.subset, task.run), data)
         return messages
 
 # %% ../../nbs/model_util/06_retrain.ipynb #7ce421a9
@@ -426,12 +428,12 @@ def _classes_by_name(model: nn.Module) -> Iterator[None]:
             delattr(home, name) if before is None else setattr(home, name, before)
 
 
-def _save_module(file: Path, model: nn.Module) -> list[str]:
+def _save_module(file: Path, model: nn.Module, owner: str) -> list[str]:
     """Save the module itself; a warning if it cannot be saved, or not loaded again without running code."""
     remedy = "calculate_loo_ground_truth will need model=, a module to put the saved weights into"
     with _classes_by_name(model):
         try:
-            atomic_write(file, to_bytes(model.cpu()))
+            atomic_write(file, with_owner(to_bytes(model.cpu()), owner))
         except OSError:
             raise
         except Exception as error:  # whatever a user's class raises when it is pickled

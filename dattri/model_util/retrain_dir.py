@@ -5,6 +5,8 @@
 # %% ../../nbs/model_util/04_retrain_dir.ipynb #cba5bd33
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,10 +22,10 @@ import torch
 import yaml
 
 from .. import __version__
-from .checkpoint import atomic_write, has_zip_directory, sweep
-from .fingerprint import describe, function_arguments, function_name, samples_digest
+from .checkpoint import atomic_write, has_zip_directory, owner_of, sweep
+from .fingerprint import describe, function_arguments, function_name, samples_digest, shortened
 from .loader import LoaderRecipe
-from .plan import PLANS, Plan, Task, plan_of
+from .plan import MOST_MODELS, PLANS, Plan, Task, plan_of
 from .seeds import check_seed
 from .validation import checked_home, checked_path
 
@@ -83,6 +85,23 @@ for _how, _module, _name in product(("apply", "new"), ("pathlib", "pathlib._loca
     _tag = f"tag:yaml.org,2002:python/object/{_how}:{_module}.{_name}"
     _Loader.add_constructor(_tag, partial(_path_text, flavour=_PATHS[_name]))
 
+
+_MOST_DEPTH, _MOST_BYTES = 20, 2**28
+
+
+def _load_yaml(file: Path) -> Any:
+    """Content of a file that neither repeats what stands elsewhere in it nor is nested deeper than a plan."""
+    if file.stat().st_size > _MOST_BYTES:
+        raise yaml.YAMLError(f"it has {file.stat().st_size:,} bytes")
+    data, depth = file.read_bytes(), 0
+    for event in yaml.parse(data, _Loader):
+        if isinstance(event, yaml.AliasEvent):
+            raise yaml.YAMLError("it repeats a part of itself by an alias")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _MOST_DEPTH:
+            raise yaml.YAMLError("it is nested too deeply")
+    return yaml.load(data, _Loader)  # noqa: S506  (a safe loader)
+
 # %% ../../nbs/model_util/04_retrain_dir.ipynb #cadc31e0
 def read_metadata(path: Path) -> dict[str, Any]:
     """Read and check `metadata.yml` in the directory `path`.
@@ -99,13 +118,15 @@ def read_metadata(path: Path) -> dict[str, Any]:
     file = path / "metadata.yml"
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(f"{path} is a file; expected a directory written by retrain_loo or retrain_lds")
+    if os.path.lexists(file) and not file.is_file():
+        raise ValueError(f"{file} is no file, or a link that leads nowhere; remove it, or use another path")
     if not file.exists():
         raise FileNotFoundError(f"{file} not found; expected a directory written by retrain_loo or retrain_lds")
     try:
-        metadata = yaml.load(file.read_bytes(), _Loader)  # noqa: S506  (a safe loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise _unreadable(file, f"it is not plain YAML: {error}") from error
-    if not isinstance(metadata, dict) or metadata.get("mode") not in PLANS:
+        metadata = _load_yaml(file)
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:  # a number or a key that cannot be made
+        raise _unreadable(file, f"it is not plain YAML: {shortened(str(error))}") from error
+    if not isinstance(metadata, dict) or not isinstance(metadata.get("mode"), str) or metadata["mode"] not in PLANS:
         raise _unreadable(file, "it is cut off or was not written by retrain_loo or retrain_lds")
     if "format" in metadata:
         _check_format(file, metadata)
@@ -130,8 +151,9 @@ def _check_older(file: Path, metadata: dict[str, Any]) -> None:
         raise _unreadable(file, f"`{key}` is missing, empty or cut off")
     if not all(isinstance(subset, int) and isinstance(folder, str) for subset, folder in folders.items()):
         raise _unreadable(file, f"`{key}` must map numbers to folders")
-    if not isinstance(metadata.get("num_runs_per_subset", 1), int):
-        raise _unreadable(file, "`num_runs_per_subset` must be a number")
+    runs = metadata.get("num_runs_per_subset", 1)
+    if not isinstance(runs, int) or not 0 < runs * len(folders) <= MOST_MODELS:
+        raise _unreadable(file, "`num_runs_per_subset` must be a number, for ten million models at most")
     for folder in folders.values():
         resolve_inside(file.parent, folder)
 
@@ -139,19 +161,21 @@ def _check_older(file: Path, metadata: dict[str, Any]) -> None:
 def _check_format(file: Path, metadata: dict[str, Any]) -> None:
     """`ValueError` unless the file is whole and of a format this version knows."""
     if not isinstance(metadata["format"], int):
-        raise _unreadable(file, f"`format` is {metadata['format']!r}, expected a number")
+        raise _unreadable(file, f"`format` is {shortened(repr(metadata['format']))}, expected a number")
     if metadata["format"] > FORMAT:
         raise ValueError(
             f"{file} has format {metadata['format']!r}, but this version of dattri ({__version__}) reads up to "
             f"{FORMAT}: it was written by a newer version. Upgrade with `pip install --upgrade dattri`."
         )
+    folders = metadata.get(PLANS[metadata["mode"]].folders_key)
     try:
         check_seed(metadata["seed"])
         plan = plan_of(metadata)
-    except (KeyError, TypeError, ValueError) as error:
-        raise _unreadable(file, f"it is cut off or was edited ({type(error).__name__}: {error})") from error
-    folders = metadata.get(plan.folders_key)
-    if folders != _folders(plan):
+        whole = isinstance(folders, dict) and len(folders) == len(plan.subsets)
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
+        reason = shortened(f"{type(error).__name__}: {error}")
+        raise _unreadable(file, f"it is cut off or was edited ({reason})") from error
+    if not whole or folders != _folders(plan):
         for folder in folders.values() if isinstance(folders, dict) else []:
             resolve_inside(file.parent, folder)
         raise _unreadable(file, f"`{plan.folders_key}` is cut off or was edited")
@@ -165,7 +189,7 @@ def resolve_inside(path: Path, folder: Any) -> Path:
     inside = inside if candidates[0] in inside else [place for place in inside if place.exists()]
     if not inside:
         raise ValueError(
-            f"{path / 'metadata.yml'} names the folder {str(folder)!r}, which is outside the directory; "
+            f"{path / 'metadata.yml'} names the folder {shortened(str(folder))!r}, which is outside the directory; "
             "expected names such as ./0. The file was edited, or belongs to another directory."
         )
     return next((place for place in inside if place.exists()), inside[0])
@@ -236,7 +260,9 @@ class RetrainDir:
             if existing is not None:
                 same_seed = seed is None and "seed" in existing
                 compare_plans(path, existing, metadata_for(existing["seed"]) if same_seed else metadata)
-                return cls(path, existing)
+                directory = cls(path, existing)
+                directory.check_plan()  # from now on, and in every worker, it must be this plan
+                return directory
             path.mkdir(parents=True, exist_ok=True)
             content = yaml.dump(metadata, Dumper=_DUMPER, sort_keys=False)
             try:
@@ -253,6 +279,50 @@ class RetrainDir:
     def plan(self) -> Plan:
         """The plan; directories of other tools do not record enough to have one."""
         return plan_of(self.metadata)
+
+    @cached_property
+    def stamp(self) -> str:
+        """Digest of the file with the plan, as it was when this was first asked for."""
+        return _digest_of(self.path / "metadata.yml")
+
+    @cached_property
+    def identity(self) -> str:
+        """Digest of all that decides which models the directory is for; "" for a directory of another tool."""
+        if "format" not in self.metadata:
+            return ""
+        compared = [
+            [str(name), self.metadata[name]] for name in sorted(self.metadata, key=str) if name not in _NOT_COMPARED
+        ]
+        return hashlib.sha256(json.dumps(compared, default=str).encode()).hexdigest()[:32]
+
+    def owner(self, file: str) -> str:
+        """What a file of the directory says of itself."""
+        return f"dattri {self.identity} {file}"
+
+    def check_owner(self, subset: int, run: int) -> None:
+        """`ValueError` if a checkpoint belongs to another run, or to another place in this one."""
+        file = self.checkpoint(subset, run)
+        owner = owner_of(file)
+        if (
+            self.identity
+            and owner.startswith("dattri ")
+            and owner != self.owner(self.plan.checkpoint(Task(subset, run, 0)))
+        ):
+            raise ValueError(
+                f"{file} is not the model that the plan in metadata.yml has here: it was moved, copied from another "
+                "run, "
+                "or metadata.yml was edited. Put it back, or delete it and repeat the call that wrote it."
+            )
+
+    def check_plan(self) -> None:
+        """`ValueError` if another call has replaced the plan since this one began."""
+        same = _digest_of(self.path / "metadata.yml") == self.stamp
+        if not same:
+            raise ValueError(
+                f"{self.path} was taken over by another call with overwrite=True, so this one stops: its models would "
+                "be "
+                "mixed with those of the other. Use another path."
+            )
 
     @property
     def subsets(self) -> list[int]:
@@ -282,15 +352,18 @@ class RetrainDir:
         """Whether the model of a task exists and is not cut off, with what is written together with it."""
         checkpoint, indices = self.path / self.plan.checkpoint(task), self.plan.indices_file(task)
         module = self.plan.module_file(task)
-        return (
-            has_zip_directory(checkpoint)
-            and (indices is None or (self.path / indices).exists())
-            and (module is None or has_zip_directory(self.path / module))
+        if not has_zip_directory(checkpoint):
+            return False
+        self.check_owner(task.subset, task.run)
+        return (indices is None or (self.path / indices).exists()) and (
+            module is None or has_zip_directory(self.path / module)
         )
 
     def prepare(self, task: Task) -> None:
         """Make the folder of a task, with its training positions, or check that those already there are the same."""
-        self.folder(task.subset).mkdir(exist_ok=True)
+        folder = self.folder(task.subset)
+        _refuse_link(folder)
+        folder.mkdir(exist_ok=True)
         name = self.plan.indices_file(task)
         if name is None:
             return
@@ -310,16 +383,37 @@ class RetrainDir:
         try:
             numbers = np.array(file.read_text().split(), dtype=np.float64)  # older tools wrote 3.0 for 3
         except ValueError as error:
-            raise ValueError(f"{file} is damaged: expected one position per line ({error})") from error
-        positions = numbers.astype(np.int64)
+            reason = shortened(str(error))
+            raise ValueError(f"{file} is damaged: expected one position per line ({reason})") from error
+        with np.errstate(invalid="ignore"):  # what is no integer differs below
+            positions = numbers.astype(np.int64)
         if (positions != numbers).any() or (positions < 0).any() or (positions >= length).any():
             raise ValueError(f"{file} is damaged: expected positions below {length}, one per line")
         same_numpy = self.metadata.get("numpy") == np.__version__  # draws the same subsets again
-        if same_numpy and not np.array_equal(positions, self.plan.positions(Task(subset, 0, 0))):
+        if same_numpy and not (
+            len(positions) == self.plan.subset_size
+            and np.array_equal(positions, self.plan.positions(Task(subset, 0, 0)))
+        ):
             raise ValueError(
                 f"{file} was edited or is cut off. Delete the folder {file.parent} and retrain the subset."
             )
         return positions
+
+
+def _refuse_link(folder: Path) -> None:
+    """`ValueError` if a folder of a directory is a link: nothing outside of the directory is written or removed."""
+    if folder.is_symlink():
+        raise ValueError(
+            f"{folder} is a link to another folder, which is neither written to nor removed; remove the link"
+        )
+
+
+def _digest_of(file: Path) -> str:
+    """Digest of a file's bytes; "" if it is missing."""
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    except FileNotFoundError:
+        return ""
 
 # %% ../../nbs/model_util/04_retrain_dir.ipynb #fa431c19
 _NOT_COMPARED = ("dattri", "numpy", "torch", "subset_dir_map", "map_index_dir")
@@ -329,7 +423,11 @@ _RENAMED = {"SequenceTrainer": "SingleModelTrainer"}  # what directories of earl
 def _differences(name: str, recorded: Any, expected: Any) -> list[str]:
     """Values that differ, each with the keys that lead to it."""
     if not (isinstance(recorded, Mapping) and isinstance(expected, Mapping)):
-        return [] if recorded == expected else [f"{name}: {recorded!r} there, {expected!r} in this call"]
+        return (
+            []
+            if recorded == expected
+            else [f"{name}: {shortened(repr(recorded))} there, {shortened(repr(expected))} in this call"]
+        )
     keys = expected if name == "" else sorted({*recorded, *expected}, key=str)
     lead = f"{name}." if name else ""
     return [line for key in keys for line in _differences(f"{lead}{key}", recorded.get(key), expected.get(key))]
@@ -357,7 +455,7 @@ def compare_plans(path: Path, recorded: Mapping[str, Any], expected: Mapping[str
 def _read_existing(path: Path, mode: str) -> dict[str, Any] | None:
     """Metadata of the directory at `path`, None if there is nothing yet; `ValueError` for models without a plan."""
     checked_home(path)
-    if (path / "metadata.yml").exists():
+    if os.path.lexists(path / "metadata.yml"):
         return read_metadata(path)
     module = PLANS[mode].module
     has_module = module is not None and (path / module).exists()
@@ -398,6 +496,7 @@ def _discard(
             if kind.module is not None and ours:
                 (path / kind.module).unlink(missing_ok=True)
     for folder in folders:
+        _refuse_link(folder)
         for file in [*folder.glob("model_weights*.pt"), folder / "indices.txt"]:
             file.unlink(missing_ok=True)
         with suppress(OSError):  # not empty: the rest is not ours
@@ -410,8 +509,10 @@ def find_missing(directory: RetrainDir, tasks: Sequence[Task]) -> tuple[list[Tas
 
     Temporary files that killed processes left behind are removed on the way.
     """
-    for folder in [directory.path, *(directory.folder(subset) for subset in {task.subset for task in tasks})]:
-        sweep(folder)
+    sweep(directory.path)
+    for subset in {task.subset for task in tasks}:
+        _refuse_link(directory.folder(subset))
+        sweep(directory.folder(subset))
     missing = [task for task in tasks if not directory.is_done(task)]
     files = [directory.checkpoint(task.subset, task.run) for task in missing]
     return missing, [file for file in files if file.exists() and not has_zip_directory(file)]
@@ -433,6 +534,8 @@ def require_complete(directory: RetrainDir) -> None:
         raise FileNotFoundError(
             f"{directory.path} is incomplete: {shown}{more} missing, of {len(files)} files. {remedy}"
         )
+    for subset, run in product(directory.subsets, runs):
+        directory.check_owner(subset, run)
 
 
 def _call(directory: RetrainDir) -> str:
