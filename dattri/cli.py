@@ -82,11 +82,12 @@ def demo(
 ) -> None:
     """Judge three attribution methods against retraining on scikit-learn's digits; about a minute, no downloads."""
     from dattri.demo import draw, run_demo, table  # noqa: PLC0415  (imports torch)
+    from dattri.metric.report import save_figure  # noqa: PLC0415
 
     with _one_line_errors():
         results, ground_truth = run_demo(out, num_subsets=num_subsets, num_removed=num_removed, n_jobs=n_jobs)
     picture = out / "demo.png"
-    draw(results, ground_truth).savefig(picture, dpi=150)
+    save_figure(draw(results, ground_truth), picture)
     typer.echo(f"\n{table(results)}\n\nPicture: {picture}\nModels:  {out} (run again to resume from them)")
 
 # %% ../nbs/cli.ipynb #adac6d11
@@ -175,7 +176,7 @@ def evaluate(
     """Judge a score matrix with a benchmark, or with a ground truth of your own: a summary and a picture."""
     from dattri.benchmark.load import load_benchmark  # noqa: PLC0415
     from dattri.metric.files import read_ground_truth, read_scores  # noqa: PLC0415
-    from dattri.metric.report import judge  # noqa: PLC0415
+    from dattri.metric.report import judge, save_figure  # noqa: PLC0415
 
     with _one_line_errors():
         _check_truth_options(ground_truth, model=model, dataset=dataset, metric=metric)
@@ -190,7 +191,7 @@ def evaluate(
         report = judge(matrix, truth, metric, num_train=num_train)
         # one for a.pt, one for a.npy
         picture = picture or scores.with_name(f"{scores.name}-{name}-{report.metric}.png")
-        report.figure.savefig(picture, dpi=150)
+        save_figure(report.figure, picture)
     typer.echo(f"{report.summary}\nPicture: {picture}")
 
 # %% ../nbs/cli.ipynb #5913e52f

@@ -106,7 +106,7 @@ def test_generated_pieces(tmp_path):
 
 def test_a_pickle_runs_nothing(tmp_path):
     bad = pickle.dumps([1, Evil(tmp_path / "ran")])
-    with pytest.raises(ValueError, match=r"piece_1: expected a pickled list of tokens.*refused to load"):
+    with pytest.raises(ValueError, match=r"piece_1: expected a pickled list of tokens.*it names"):
         music.generated_pieces(zipped(tmp_path / "a.zip", {"piece_0": pickle.dumps([1]), "piece_1": bad}))
     assert not (tmp_path / "ran").exists()
     pickle.loads(bad)

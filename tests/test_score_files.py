@@ -145,7 +145,7 @@ def test_what_a_file_holds(tmp_path):
     score = torch.ones(3, 2)
     torch.save({"score": score}, tmp_path / "dict.pt")
     refused(tmp_path / "dict.pt", "holds dict; expected one tensor")
-    damaged = r"is damaged \(File is not a zip file\); expected"
+    damaged = r"is damaged \(BadZipFile: File is not a zip file\); expected"
     for name, message in [("bad.pt", damaged), ("bad.csv", "is neither .npy")]:
         (tmp_path / name).write_text("1,2")
         refused(tmp_path / name, message)

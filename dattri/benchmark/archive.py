@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from ..model_util.checkpoint import load_checkpoint, nonfinite_names, to_bytes, whole_file
+from ..model_util.checkpoint import atomic_write, load_checkpoint, nonfinite_names, to_bytes, whole_file
 
 # %% auto #0
 __all__ = []
@@ -38,11 +38,16 @@ def pack_models(files: Iterable[Path], file: Path) -> None:
                 shutil.copyfileobj(source, target)
 
 # %% ../../nbs/benchmark/03_archive.ipynb #f53f2093
+_MOST_MEMBERS = 10_000
 _MEMBER = re.compile(r"(0|[1-9][0-9]*)/model_weights_0\.pt")
 
 
 def _check_members(archive: zipfile.ZipFile, file: Path, most_bytes: int) -> None:
     """`ValueError` naming the first member that a benchmark cannot have."""
+    if len(archive.infolist()) > _MOST_MEMBERS:
+        raise ValueError(
+            f"{file} was not unpacked: it has {len(archive.infolist()):,} members. Nothing of it was used."
+        )
     total = sum(member.file_size for member in archive.infolist())
     if total > 20 * file.stat().st_size + most_bytes:  # weights hardly compress
         raise ValueError(
@@ -138,4 +143,7 @@ def unpack_models(file: Path, folder: Path, model: torch.nn.Module) -> None:
             raise ValueError(f"{file}: model {number} does not fit {type(model).__name__}: {error}") from error
         if broken := nonfinite_names(model.state_dict(), model):
             raise ValueError(f"{file}: model {number} has NaN or infinity in {', '.join(broken)}")
-        path.write_bytes(to_bytes({name: state[name] for name in model.state_dict()}))
+        for name, expected in model.state_dict().items():
+            if state[name].dtype.is_floating_point != expected.dtype.is_floating_point or state[name].is_complex():
+                raise ValueError(f"{file}: model {number}: {name} has the dtype {state[name].dtype}")
+        atomic_write(path, to_bytes({name: state[name] for name in model.state_dict()}))

@@ -144,6 +144,7 @@ def build_into(workspace: Workspace, asked: Sequence[Metric], *, n_jobs: int | N
     manifest.details["parameters"] = f"{parameters:,}"
     for name in manifest.deviations(workspace.folder):  # files of others, which it does not list
         (workspace.folder / name).unlink()
+    sweep(workspace.folder)
     manifest.write(workspace.folder)
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import uuid
 import warnings
@@ -26,7 +27,10 @@ def beside(folder: Path) -> Path:
 
 def _sweep_beside(folder: Path) -> None:
     """Remove what processes that were killed have left beside a folder."""
-    for leftover in folder.parent.glob(f".{folder.name}.*.part"):
+    ours = re.compile(rf"\.{re.escape(folder.name)}\.[0-9a-f]{{32}}\.part")
+    for leftover in [
+        place for place in folder.parent.iterdir() if ours.fullmatch(place.name) and not place.is_symlink()
+    ]:
         shutil.rmtree(leftover)
 
 # %% ../../nbs/benchmark/01_folders.ipynb #d434f680
@@ -58,7 +62,8 @@ def remove(folder: Path) -> None:
     """Remove a folder, if it exists, in one step: a kill leaves all of it or nothing under its name."""
     if folder.exists():
         folder.rename(beside(folder))
-    _sweep_beside(folder)
+    if folder.parent.exists():
+        _sweep_beside(folder)
 
 # %% ../../nbs/benchmark/01_folders.ipynb #53fae22a
 @contextmanager

@@ -214,7 +214,10 @@ def _is_as_named(file: Path) -> bool:
 
 def commit_of(file: Path) -> str:
     """Commit of a file in the cache."""
-    return re.findall(r"/snapshots/([0-9a-f]{40})/", file.as_posix())[0]
+    commits = re.findall(r"/snapshots/([0-9a-f]{40})/", file.as_posix())
+    if not commits:
+        raise OSError(f"{file}: the hub named no commit of 40 digits for it; check HF_ENDPOINT")
+    return commits[0]
 
 # %% ../../nbs/benchmark/04_hub.ipynb #5241c77e
 def fetch_file(repo_id: str, name: str, revision: str | None = None, *, force: bool = False) -> Path:

@@ -9,7 +9,6 @@ import importlib
 import io
 import json
 import pickle
-import pickletools
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
@@ -17,6 +16,8 @@ from typing import IO, Any, NamedTuple
 
 import torch
 from torch.utils.data import TensorDataset
+
+from ..model_util.pickles import check_pickle
 
 # %% auto #0
 __all__ = []
@@ -282,9 +283,7 @@ def _generated_piece(opened: zipfile.ZipFile, member: zipfile.ZipInfo) -> list[i
         raise ValueError(f"{expected}, got {member.file_size} bytes, which is more than {LARGEST_PIECE}")
     try:
         content = opened.read(member)
-        for opcode, place, _ in pickletools.genops(content):
-            if "PUT" in opcode.name and int(place or 0) > len(content):  # the unpickler makes room for that many
-                raise pickle.UnpicklingError(f"it asks for {place} places to remember values in")
+        check_pickle(content, allowed=lambda name: False)
         piece = _NumbersOnly(io.BytesIO(content)).load()
     except Exception as error:  # bytes that are no pickle fail in many ways
         raise ValueError(f"{expected}, got one that cannot be read: {error}") from error

@@ -54,8 +54,13 @@ class Workspace:
     ) -> Workspace:
         """The workspace of a setting below a root; `name` is what errors call the root."""
         home = checked_home(root, name)
+        folder = home / "benchmark" / setting.name
+        if folder.is_symlink():
+            raise ValueError(
+                f"{name}: {folder} is a link, which is not followed; use the folder itself, or another path"
+            )
         data = setting.load_datasets(home / "datasets" / setting.dataset) if data is None else data
-        return cls(setting, data, home, home / "benchmark" / setting.name)
+        return cls(setting, data, home, folder)
 
     def models_path(self, group: str) -> Path:
         """Directory of a group of models."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from .inputs import as_real_tensor, check_real
 from .mislabel import mislabel_detection_auc
 from .subsets import members_of, read_subsets
 from .uncertainty import lds_interval
+from ..model_util.checkpoint import whole_file
 
 # %% auto #0
 __all__ = ['Report', 'judge']
@@ -204,6 +206,12 @@ def _check_defined(each: torch.Tensor, targets: Any) -> None:
         "score: the scores are constant for every test sample on which the targets are not (or their sums are), so "
         "there is no order to be judged; was the file filled?"
     )
+
+# %% ../../nbs/metric/08_report.ipynb #48956381
+def save_figure(figure: Any, file: Path) -> None:
+    """Write a picture that appears whole or not at all, in the format that the file's name says, or as png."""
+    with whole_file(file) as opened:
+        figure.savefig(opened, dpi=150, format=file.suffix[1:] or "png")
 
 # %% ../../nbs/metric/08_report.ipynb #771ab7ae
 def _figure() -> tuple[Any, Any, Any]:

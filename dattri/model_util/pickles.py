@@ -120,7 +120,7 @@ def _nothing(*_: Any) -> None:
 _STEPS: dict[str, Callable[[_Machine, Any], None]] = {
     **dict.fromkeys(("PROTO", "FRAME", "STOP"), _nothing),
     **dict.fromkeys(
-        ("NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
+        ("NONE", "NEWTRUE", "NEWFALSE", "INT", "LONG", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
         lambda machine, value: machine.push("number", value=value),
     ),
     **dict.fromkeys(("BINUNICODE", "SHORT_BINUNICODE"), lambda machine, value: machine.push("text", value=value)),
@@ -128,13 +128,14 @@ _STEPS: dict[str, Callable[[_Machine, Any], None]] = {
     "EMPTY_LIST": lambda machine, _: machine.push("list"),
     "EMPTY_DICT": lambda machine, _: machine.push("dict"),
     "EMPTY_SET": lambda machine, _: machine.push("set"),
+    "LIST": lambda machine, _: machine.push("list", machine.pop_mark()),
     "TUPLE1": lambda machine, _: machine.push("tuple", machine.pop(1)),
     "TUPLE2": lambda machine, _: machine.push("tuple", machine.pop(2)),
     "TUPLE3": lambda machine, _: machine.push("tuple", machine.pop(3)),
     "TUPLE": lambda machine, _: machine.push("tuple", machine.pop_mark()),
     "MARK": lambda machine, _: machine.marks.append(len(machine.stack)),
-    **dict.fromkeys(("BINPUT", "LONG_BINPUT", "MEMOIZE"), lambda machine, place: machine.remember(place)),
-    **dict.fromkeys(("BINGET", "LONG_BINGET"), lambda machine, place: machine.recall(place)),
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), lambda machine, place: machine.remember(place)),
+    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), lambda machine, place: machine.recall(place)),
     "SETITEM": lambda machine, _: machine.put("dict", items := machine.pop(2), items[::2]),
     "SETITEMS": lambda machine, _: machine.put("dict", items := machine.pop_mark(), items[::2]),
     "APPEND": lambda machine, _: machine.put("list", machine.pop(1)),
@@ -191,6 +192,8 @@ def check_pickle(data: bytes, allowed: Callable[[str], bool] = is_harmless) -> N
         for opcode, argument, _ in pickletools.genops(data):
             if opcode.name not in _STEPS:
                 raise _Refused(f"it has the opcode {opcode.name}, which tensors and plain values need not")
+            if "PUT" in opcode.name and int(argument or 0) > len(data):  # an unpickler makes room for that many
+                raise _Refused(f"it asks for {argument} places to remember values in")
             _STEPS[opcode.name](machine, argument)
         if len(machine.stack) != 1 or machine.marks:
             raise _Refused("it does not end with one value")
