@@ -55,16 +55,17 @@ class LocalHub:
     """A hub that runs while the context is open.
 
     Attributes: `address`, the endpoint; `storage`, the address of large files; `token`, which uploads need; `requests`,
-    a list of (method, path, range header or None); `faults`, for the name of a file a list of what goes wrong, used up
-    in order: "404" answers a HEAD, "500" a HEAD or a GET, "cut" (half of the bytes, then the end), "stall" (half of the
-    bytes, then nothing until the hub stops) and "wrong" (other bytes, as many) a GET. A fault waits for a request that
-    it fits. `stalled` is an event, set when a download stalls.
+    a list of (method, path, range header or None); `lies`, headers that replace the right ones, by the name of a file;
+    `faults`, for the name of a file a list of what goes wrong, used up in order: "404" answers a HEAD, "500" a HEAD or a
+    GET, "cut" (half of the bytes, then the end), "stall" (half of the bytes, then nothing until the hub stops) and
+    "wrong" (other bytes, as many) a GET. A fault waits for a request that it fits. `stalled` is an event, set when a
+    download stalls.
     """
 
     token = "hf_test"
 
     def __init__(self):
-        self.requests, self.faults, self.blobs, self.offered = [], {}, {}, set()
+        self.requests, self.faults, self.lies, self.blobs, self.offered = [], {}, {}, {}, set()
         self.stalled, self.stopped = threading.Event(), threading.Event()
         self.repos, self._lock = {}, threading.Lock()  # (type, id) -> {commit: {name: bytes}}, oldest first
 
@@ -203,9 +204,11 @@ class Handler(BaseHTTPRequestHandler):
         if file.lfs:
             where = f"{self.hub.storage}/cdn/{file.sha256}?name={quote(name)}"
             linked = {"X-Linked-Etag": f'"{file.sha256}"', "X-Linked-Size": len(file.data)}
-            self.answer(302, Location=where, **linked, **{"X-Repo-Commit": commit, "Accept-Ranges": "bytes"})
+            headers = {**linked, "X-Repo-Commit": commit, "Accept-Ranges": "bytes", **self.hub.lies.get(name, {})}
+            self.answer(302, Location=where, **headers)
         else:
-            self.answer_file(name, file.data, **{"ETag": f'"{file.blob}"', "X-Repo-Commit": commit})
+            headers = {"ETag": f'"{file.blob}"', "X-Repo-Commit": commit, **self.hub.lies.get(name, {})}
+            self.answer_file(name, file.data, **headers)
 
     def stored(self, sha256):
         """A large file."""

@@ -160,6 +160,21 @@ def test_two_members_of_one_name(tmp_path):
         load_checkpoint(tmp_path / "a.pt")
 
 
+LIES = [("X-Linked-Etag", '"../../../../../evil"'), ("X-Repo-Commit", "../../../evil"), ("X-Repo-Commit", "abc")]
+
+
+@pytest.mark.parametrize("header, value", LIES)
+def test_a_hub_that_names_paths(on_hub, hub, tmp_path, header, value):
+    """The client makes paths of what the hub says; nothing is written outside of its cache, or at all."""
+    hub.lies[FULL] = {header: value}
+    with pytest.raises(OSError, match=r"could not be fetched: ValueError: .*expected hexadecimal digits"):
+        load(tmp_path)
+    assert not [*tmp_path.parent.rglob("*evil*")]
+    assert in_place(tmp_path) == []
+    hub.lies.clear()
+    check_whole(tmp_path)
+
+
 def test_the_code_would_have_run(tmp_path):
     torch.load(io.BytesIO(evil(tmp_path)), weights_only=False)
     assert (tmp_path / "ran").exists()

@@ -246,15 +246,17 @@ def fetch_file(repo_id: str, name: str, revision: str | None = None, *, force: b
     """
     from huggingface_hub import errors, hf_hub_download, hf_hub_url  # noqa: PLC0415  (reads HF_ENDPOINT at import)
 
+    absent = (errors.EntryNotFoundError, errors.RepositoryNotFoundError, errors.RevisionNotFoundError)
+
     what = f"{name} of the data set {repo_id} ({hf_hub_url(repo_id, name, repo_type='dataset', revision=revision)})"
     try:
+        _check_answer(hf_hub_url(repo_id, name, repo_type="dataset", revision=revision), absent)
         file = Path(
             hf_hub_download(
                 repo_id, name, repo_type="dataset", revision=revision, force_download=force, library_name="dattri"
             )
         )
     except Exception as error:  # whatever the client raises for networks, disks and servers
-        absent = (errors.EntryNotFoundError, errors.RepositoryNotFoundError, errors.RevisionNotFoundError)
         if isinstance(error, absent) and not isinstance(error, errors.LocalEntryNotFoundError):
             raise FileNotFoundError(
                 f"{what} is not on the hub, or not for you: {type(error).__name__}. Check repo_id and revision of the "
@@ -274,3 +276,18 @@ def fetch_file(repo_id: str, name: str, revision: str | None = None, *, force: b
             f"{what} arrived with other bytes than the hub names. They are removed: call again to fetch them again."
         )
     return file
+
+
+def _check_answer(url: str, absent: tuple[type[Exception], ...]) -> None:
+    """`ValueError` if the hub names a file so that the client, which uses the names as paths, would leave its cache."""
+    from huggingface_hub import get_hf_file_metadata  # noqa: PLC0415
+
+    try:
+        answer = get_hf_file_metadata(url)
+    except absent:
+        raise
+    except Exception:  # offline, or faults of a network: the client deals with these, and knows its cache
+        return
+    commit, etag = str(answer.commit_hash), str(answer.etag)
+    if not re.fullmatch("[0-9a-f]{40}", commit) or not re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", etag):
+        raise ValueError(f"the hub names commit {commit!r:.80} and hash {etag!r:.80}, expected hexadecimal digits")
