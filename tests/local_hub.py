@@ -56,8 +56,8 @@ class LocalHub:
 
     Attributes: `address`, the endpoint; `storage`, the address of large files; `token`, which uploads need; `requests`,
     a list of (method, path, range header or None); `lies`, headers that replace the right ones, by the name of a file;
-    `faults`, for the name of a file a list of what goes wrong, used up in order: "404" answers a HEAD, "500" a HEAD or a
-    GET, "cut" (half of the bytes, then the end), "stall" (half of the bytes, then nothing until the hub stops) and
+    `faults`, for the name of a file a list of what goes wrong, used up in order: "404" answers a HEAD, "500" a HEAD or
+    a GET, "cut" (half of the bytes, then the end), "stall" (half of the bytes, then nothing until the hub stops) and
     "wrong" (other bytes, as many) a GET. A fault waits for a request that it fits. `stalled` is an event, set when a
     download stalls.
     """

@@ -37,6 +37,32 @@ for function in (in_training, in_writing):
 """
 
 
+AT_ONCE = """
+from dattri.benchmark import build
+def rebuild():
+    build.build_benchmark(LOCAL, path, overwrite=True)
+numbers = [start(rebuild) for _ in range(4)]
+print([end(number) for number in numbers])
+"""
+
+
+def test_several_builds_that_overwrite_take_turns(run_child, tmp_path):
+    build_benchmark(LOCAL, tmp_path / "quiet")
+    assert run_child(CHILD + AT_ONCE, tmp_path / "built", timeout=120).splitlines()[-1] == "[0, 0, 0, 0]"
+    assert files(tmp_path / "built" / FOLDER) == files(tmp_path / "quiet" / FOLDER)
+
+
+def test_a_benchmark_that_is_a_link_is_not_followed(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "mine.txt").write_text("mine")
+    (tmp_path / FOLDER).parent.mkdir()
+    (tmp_path / FOLDER).symlink_to(tmp_path / "elsewhere")
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match="points_lr is a link, which is not followed"):
+            build_benchmark(LOCAL, tmp_path, overwrite=overwrite)
+    assert files(tmp_path / "elsewhere") == {"mine.txt": b"mine"}
+
+
 def test_a_build_that_is_killed_twice(run_child, tmp_path):
     assert run_child(CHILD + BUILD, tmp_path / "killed", timeout=120).split() == ["-9", "-9"]
     assert not (tmp_path / "killed" / "benchmark" / "points_lr" / "manifest.json").exists()
