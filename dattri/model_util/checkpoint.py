@@ -198,7 +198,9 @@ def _is_as_written(data: bytes) -> bool | None:
     owner, _, digest = data[end:].decode(errors="replace").rpartition(" ")
     if not owner.startswith("dattri "):
         return None
-    return hashlib.sha256(data[: end - 2] + b"\0\0").hexdigest() == digest
+    written = hashlib.sha256(memoryview(data)[: end - 2])  # without a copy
+    written.update(b"\0\0")
+    return written.hexdigest() == digest
 
 # %% ../../nbs/model_util/02_checkpoint.ipynb #5b612a82
 def verify_checksums(path: Path) -> bytes:
