@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-import numpy as np
-import scipy.stats
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from .datasets import Datasets
 from .manifest import Check
 from .utils import flip_label
+from ..metric.correlation import ranks
 from dattri.metric.ground_truth import (
     GroundTruth,
     calculate_lds_ground_truth,
@@ -173,9 +172,8 @@ def _agreement(setting: Any, data: Datasets, retrained: Path, values: torch.Tens
     targets = evaluate_checkpoints(target_of(setting), files, test_loader)
     first = -torch.stack(targets).double()
     others = (num_runs * values.double() - first) / (num_runs - 1)
-    # a loop over test samples: scipy's ranks, once per build
-    pairs = zip(first.T.numpy(), others.T.numpy(), strict=True)
-    mean = float(np.nanmean([scipy.stats.spearmanr(*pair).statistic for pair in pairs]))
+    x, y = (ranks(values.T.contiguous()).places for values in (first, others))
+    mean = float(((x * y).sum(1) / ((x * x).sum(1) * (y * y).sum(1)).sqrt()).nanmean())  # nan where one is constant
     finding = f"rank correlation {mean:.2f} between one model of each subset and the mean of the others"
     return [Check("lds: models of the same subset agree", finding, mean > 0.05)]
 
