@@ -52,6 +52,13 @@ def test_several_builds_that_overwrite_take_turns(run_child, tmp_path):
     assert files(tmp_path / "built" / FOLDER) == files(tmp_path / "quiet" / FOLDER)
 
 
+def test_workers_are_not_started_for_models_that_are_trained_as_one(tmp_path):
+    """And nothing warns of workers that would have nothing to do."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        build_benchmark(LOCAL, tmp_path, n_jobs=2)
+
+
 def test_a_benchmark_that_is_a_link_is_not_followed(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "mine.txt").write_text("mine")

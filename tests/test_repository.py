@@ -244,3 +244,10 @@ def test_imports_are_in_cells_of_their_own(notebook):
             continue
         kinds = {isinstance(statement, ast.Import | ast.ImportFrom) for statement in ast.parse(source).body}
         assert len(kinds) <= 1, source
+
+
+@pytest.mark.parametrize("module", GENERATED, ids=str)
+def test_the_summary_of_a_module_is_a_whole_sentence(module):
+    """Of a quote of two lines, only the first would become the module's docstring."""
+    summary = ast.get_docstring(ast.parse((ROOT / module).read_text()))
+    assert summary is None or summary[-1] in ".?!`", summary

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from .settings import Setting
 from ..model_util.validation import check_partition
-from ..model_util.retrain import retrain_lds, retrain_loo
+from ..model_util.retrain import retrain_lds, retrain_loo, trains_many
 from ..model_util.seeds import derive_seed
 
 # %% auto #0
@@ -71,9 +71,8 @@ class ModelGroup:
                 raise ValueError(f"partition: {total} {what} cannot be divided into {num_parts} equal parts")
             shard = {"num_subsets": size, "start_id": part * size, "total_num_subsets": total}
             retrain, arguments = retrain_lds, {**shard, "subset_ratio": self.ratio, "num_runs_per_subset": runs}
-        group_size = getattr(setting.train_func, "group_size", None)
-        if group_size is not None and size * runs <= group_size():
-            n_jobs = 1  # all are trained as one group
+        if trains_many(setting.train_func) and size * runs <= setting.train_func.unit_size():
+            n_jobs = 1  # all are trained as one unit
         seed = derive_seed(setting.seed, self.number)
         retrain(setting.train_func, dataloader, path, seed=seed, n_jobs=n_jobs, overwrite=overwrite, **arguments)
 

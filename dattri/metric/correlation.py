@@ -64,7 +64,7 @@ def lds(score: Any, ground_truth: tuple[torch.Tensor, torch.Tensor]) -> Correlat
     """
     with single_thread():
         predicted, actual, dtype = ranked_pair(score, ground_truth)
-        correlation = _spearman(predicted, actual)
+        correlation = spearman(predicted, actual)
         return _finish(correlation, predicted.shape[1], dtype, "subsets", pvalue_of_two=np.nan)
 
 # %% ../../nbs/metric/01_correlation.ipynb #0da59d24
@@ -261,8 +261,8 @@ def _predicted_ranks(members: torch.Tensor, score: Block) -> torch.Tensor:
         places[columns] = ranks(exact_sums(members, score, columns, peaks)).places
     return places
 
-
-def _spearman(predicted: torch.Tensor, actual: torch.Tensor) -> torch.Tensor:
+# %% ../../nbs/metric/01_correlation.ipynb #5fc8ad97
+def spearman(predicted: torch.Tensor, actual: torch.Tensor) -> torch.Tensor:
     """Correlation of the centred ranks of each row; nan where a row is constant."""
 
     def of_rows(rows: slice) -> torch.Tensor:

@@ -16,7 +16,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 import torch
 from joblib import effective_n_jobs
@@ -105,12 +105,13 @@ def retrain_loo(
     OSError
         If the disk is full or refuses a write. What was finished is kept.
     """
-    length = len(LoaderRecipe.of(dataloader))
+    recipe = LoaderRecipe.of(dataloader)
+    length = len(recipe)
     removed = LooPlan(length, indices, 0).indices
     part, num_parts = check_partition(partition)
     own = slice(part * len(removed) // num_parts, (part + 1) * len(removed) // num_parts)
     _retrain(
-        retrain_loo, lambda value: LooPlan(length, removed, value), removed[own], train_func, dataloader, path, seed,
+        retrain_loo, lambda value: LooPlan(length, removed, value), removed[own], train_func, recipe, path, seed,
         n_jobs=n_jobs, devices=devices, overwrite=overwrite, kwargs=kwargs,
     )
 
@@ -186,13 +187,13 @@ def retrain_lds(
     OSError
         If the disk is full or refuses a write. What was finished is kept.
     """
-    length = len(LoaderRecipe.of(dataloader))
+    recipe = LoaderRecipe.of(dataloader)
+    length = len(recipe)
     total, stop = check_shard(num_subsets, start_id, total_num_subsets)
     ratio, runs = check_ratio(subset_ratio), check_int("num_runs_per_subset", num_runs_per_subset, 1)
     _retrain(
         retrain_lds, lambda value: LdsPlan(length, total, ratio, runs, value), range(start_id, stop), train_func,
-        dataloader,
-        path, seed, n_jobs=n_jobs, devices=devices, overwrite=overwrite, kwargs=kwargs,
+        recipe, path, seed, n_jobs=n_jobs, devices=devices, overwrite=overwrite, kwargs=kwargs,
     )
 
 # %% ../../nbs/model_util/06_retrain.ipynb #x6d0c59f
@@ -201,7 +202,7 @@ def _retrain(
     plan_for: Callable[[int], Plan],
     subsets: Sequence[int],
     train_func: Any,
-    dataloader: DataLoader,
+    recipe: LoaderRecipe,
     path: str | os.PathLike,
     seed: int | None,
     *,
@@ -211,7 +212,6 @@ def _retrain(
     kwargs: dict[str, Any],
 ) -> None:
     """Check what both verbs take, then train what is missing of these subsets of the plan for a seed."""
-    recipe = LoaderRecipe.of(dataloader)
     if not callable(train_func):
         raise TypeError(f"train_func: expected a function of a dataloader, got {type(train_func).__name__}")
     check_n_jobs(n_jobs)
@@ -341,7 +341,7 @@ class TrainsMany(Protocol):
         """Train a model on each subset; gives lists of pairs, the number of the subset and its model."""
 
 # %% ../../nbs/model_util/06_retrain.ipynb #c2d49931
-def trains_many(train_func: Any) -> bool:
+def trains_many(train_func: Any) -> TypeGuard[TrainsMany]:
     """Whether the models of a unit are trained as one."""
     return isinstance(train_func, TrainsMany)
 
