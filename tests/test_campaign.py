@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
-from helpers import files, make_loader, train
+from helpers import files, loss, loss_of_file, make_loader, train
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -120,19 +120,6 @@ def run_campaign(file, read, mutations, count, seed):
             memory = peak
     file.write_bytes(whole)
     return failures
-
-
-def loss(model, dataloader):
-    """Loss of a module."""
-    with torch.no_grad():
-        return torch.cat([(model(x) - y).square()[:, 0] for x, y in dataloader])
-
-
-def loss_of_file(path, dataloader):
-    """Loss of the small network that `helpers.train` makes."""
-    model = nn.Sequential(nn.Linear(1, 8), nn.ReLU(), nn.Linear(8, 1))
-    model.load_state_dict(torch.load(path))
-    return loss(model, dataloader)
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,7 @@ import shutil
 
 import pytest
 import torch
-from helpers import files, make_loader, train
-from torch import nn
+from helpers import files, loss, loss_of_file, make_loader, train
 from torch.utils.data import DataLoader
 
 from dattri.metric import calculate_lds_ground_truth, calculate_loo_ground_truth
@@ -17,17 +16,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 TESTS = DataLoader(make_loader().dataset, batch_size=4)
 MOVED = r"is not the model that the plan in metadata\.yml has here"
 SMALL = {"num_subsets": 3, "num_runs_per_subset": 2}
-
-
-def loss(model, dataloader):
-    with torch.no_grad():
-        return torch.cat([(model(x) - y).square()[:, 0] for x, y in dataloader])
-
-
-def loss_of_file(path, dataloader):
-    model = nn.Sequential(nn.Linear(1, 8), nn.ReLU(), nn.Linear(8, 1))
-    model.load_state_dict(torch.load(path))
-    return loss(model, dataloader)
 
 
 def lds_truth(path):

@@ -163,13 +163,14 @@ def to_bytes(obj: Any) -> bytes:
 _END = b"PK\x05\x06"  # begins the end of a zip archive, whose last two of 22 bytes count those of the comment
 
 
-def has_zip_directory(path: str | Path) -> bool:
-    """Whether the file is there and ends as a checkpoint ends, with nothing cut off."""
+def owner_of(path: str | Path) -> str | None:
+    """Whose a checkpoint is, "" if it does not say so; None if it is missing or cut off."""
     try:
         end = _end_of(path)
     except (FileNotFoundError, IsADirectoryError):
-        return False
-    return len(end) >= 22 and int.from_bytes(end[20:22], "little") == len(end) - 22
+        return None
+    is_whole = len(end) >= 22 and int.from_bytes(end[20:22], "little") == len(end) - 22
+    return end[22:].decode(errors="replace").rpartition(" ")[0] if is_whole else None
 
 
 def _end_of(path: str | Path) -> bytes:
@@ -180,6 +181,11 @@ def _end_of(path: str | Path) -> bytes:
     place = end.rfind(_END)
     return end[place:] if place >= 0 else b""
 
+# %% ../../nbs/model_util/02_checkpoint.ipynb #9c44d189
+def has_zip_directory(path: str | Path) -> bool:
+    """Whether the file is there and ends as a checkpoint ends, with nothing cut off."""
+    return owner_of(path) is not None
+
 # %% ../../nbs/model_util/02_checkpoint.ipynb #b97d995a
 def with_owner(data: bytes, owner: str) -> bytes:
     """A checkpoint that says whose it is, and what its bytes were."""
@@ -187,11 +193,6 @@ def with_owner(data: bytes, owner: str) -> bytes:
     return data[:-2] + len(comment).to_bytes(2, "little") + comment
 
 # %% ../../nbs/model_util/02_checkpoint.ipynb #bd8aa1aa
-def owner_of(path: Path) -> str:
-    """Whose a checkpoint is; "" if it does not say so."""
-    return _end_of(path)[22:].decode(errors="replace").rpartition(" ")[0]
-
-
 def _is_as_written(data: bytes) -> bool | None:
     """Whether a checkpoint has the hash that it names; None if it names none."""
     end = data.rfind(_END) + 22
@@ -231,8 +232,7 @@ def _damage(path: Path, reason: str) -> str:
     """Message for a checkpoint that cannot be used."""
     return (
         f"{path} is damaged ({reason}), so it cannot be used. Delete this file and repeat the call that wrote it: only "
-        "what "
-        "is missing is made again. (Files that torch wrote before version 1.6 must be saved again.)"
+        "what is missing is made again. (Files that torch wrote before version 1.6 must be saved again.)"
     )
 
 

@@ -135,8 +135,7 @@ class EnsembleTrainer:
         if self.batch_size not in (None, of_loader):
             raise ValueError(
                 f"batch_size: the trainer has {self.batch_size} but the dataloader {of_loader}; leave it out to use "
-                "the "
-                "loader's"
+                "the loader's"
             )
 
     def _new_model(self, seed: int | None, device: Any = None) -> nn.Module:

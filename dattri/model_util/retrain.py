@@ -465,8 +465,7 @@ def _run(job: TrainJob, tasks: Sequence[Task], n_jobs: int | None) -> None:
         enough = max(1, len(tasks) // effective_n_jobs(n_jobs))
         warnings.warn(
             f"{effective_n_jobs(n_jobs)} workers share {len(whole_units)} unit(s) of models that are trained as one: "
-            "pass "
-            f"max_models={enough} or less to the trainer to keep all of them busy",
+            f"pass max_models={enough} or less to the trainer to keep all of them busy",
             stacklevel=4,
         )
     units = [unit for unit in whole_units if not open_tasks.isdisjoint(unit)]

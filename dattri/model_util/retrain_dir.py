@@ -299,10 +299,12 @@ class RetrainDir:
         """What a file of the directory says of itself."""
         return f"dattri {self.identity} {file}"
 
-    def check_owner(self, subset: int, run: int) -> None:
-        """`ValueError` if a checkpoint belongs to another run, or to another place in this one."""
+    def is_whole(self, subset: int, run: int) -> bool:
+        """Whether a checkpoint exists and is not cut off; `ValueError` if it is of another run or place."""
         file = self.checkpoint(subset, run)
         owner = owner_of(file)
+        if owner is None:
+            return False
         if (
             self.identity
             and owner.startswith("dattri ")
@@ -310,9 +312,9 @@ class RetrainDir:
         ):
             raise ValueError(
                 f"{file} is not the model that the plan in metadata.yml has here: it was moved, copied from another "
-                "run, "
-                "or metadata.yml was edited. Put it back, or delete it and repeat the call that wrote it."
+                "run, or metadata.yml was edited. Put it back, or delete it and repeat the call that wrote it."
             )
+        return True
 
     def check_plan(self) -> None:
         """`ValueError` if another call has replaced the plan since this one began."""
@@ -320,8 +322,7 @@ class RetrainDir:
         if not same:
             raise ValueError(
                 f"{self.path} was taken over by another call with overwrite=True, so this one stops: its models would "
-                "be "
-                "mixed with those of the other. Use another path."
+                "be mixed with those of the other. Use another path."
             )
 
     @property
@@ -342,7 +343,8 @@ class RetrainDir:
 
     def checkpoint(self, subset: int, run: int = 0) -> Path:
         """Checkpoint of a model."""
-        return self.folder(subset) / Path(self.kind.checkpoint(Task(subset, run, 0))).name
+        name = self.kind.checkpoint(Task(subset, run, 0))
+        return self.path / name if "format" in self.metadata else self.folder(subset) / Path(name).name
 
     def indices_file(self, subset: int) -> Path:
         """File with the training positions of a subset."""
@@ -350,11 +352,9 @@ class RetrainDir:
 
     def is_done(self, task: Task) -> bool:
         """Whether the model of a task exists and is not cut off, with what is written together with it."""
-        checkpoint, indices = self.path / self.plan.checkpoint(task), self.plan.indices_file(task)
-        module = self.plan.module_file(task)
-        if not has_zip_directory(checkpoint):
+        indices, module = self.plan.indices_file(task), self.plan.module_file(task)
+        if not self.is_whole(task.subset, task.run):
             return False
-        self.check_owner(task.subset, task.run)
         return (indices is None or (self.path / indices).exists()) and (
             module is None or has_zip_directory(self.path / module)
         )
@@ -510,9 +510,9 @@ def find_missing(directory: RetrainDir, tasks: Sequence[Task]) -> tuple[list[Tas
     Temporary files that killed processes left behind are removed on the way.
     """
     sweep(directory.path)
-    for subset in {task.subset for task in tasks}:
-        _refuse_link(directory.folder(subset))
-        sweep(directory.folder(subset))
+    for folder in map(directory.folder, {task.subset for task in tasks}):
+        _refuse_link(folder)
+        sweep(folder)
     missing = [task for task in tasks if not directory.is_done(task)]
     files = [directory.checkpoint(task.subset, task.run) for task in missing]
     return missing, [file for file in files if file.exists() and not has_zip_directory(file)]
@@ -535,7 +535,7 @@ def require_complete(directory: RetrainDir) -> None:
             f"{directory.path} is incomplete: {shown}{more} missing, of {len(files)} files. {remedy}"
         )
     for subset, run in product(directory.subsets, runs):
-        directory.check_owner(subset, run)
+        directory.is_whole(subset, run)  # an error if it is of another run; what is cut off shows when it is read
 
 
 def _call(directory: RetrainDir) -> str:
