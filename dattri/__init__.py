@@ -16,6 +16,7 @@ _PUBLIC = {
     "model_util.retrain": {
         "retrain_loo": "Train one model per removed sample, for the leave-one-out (LOO) ground truth.",
         "retrain_lds": "Train models on random subsets, for the ground truth of the linear datamodeling score (LDS).",
+        "retrain_subsets": "Train models on subsets that you name, of any sizes, each several times.",
     },
     "model_util.ensemble": {"EnsembleTrainer": "A training function that trains many models as one."},
     "benchmark.training": {"SingleModelTrainer": "A training function for models that are trained one at a time."},
@@ -76,7 +77,7 @@ __doc__ = "\n".join(  # what `help` shows
 
 # %% ../nbs/front_door.ipynb #d51b795d
 if TYPE_CHECKING:  # what an editor knows of the names
-    from dattri.model_util.retrain import retrain_loo, retrain_lds
+    from dattri.model_util.retrain import retrain_loo, retrain_lds, retrain_subsets
     from dattri.model_util.ensemble import EnsembleTrainer
     from dattri.benchmark.training import SingleModelTrainer
     from dattri.metric.ground_truth import calculate_loo_ground_truth, calculate_lds_ground_truth, GroundTruth

@@ -13,7 +13,7 @@ from helpers import ROOT
 import dattri
 
 FRONT_DOOR = [
-    "retrain_loo", "retrain_lds", "EnsembleTrainer", "SingleModelTrainer",
+    "retrain_loo", "retrain_lds", "retrain_subsets", "EnsembleTrainer", "SingleModelTrainer",
     "calculate_loo_ground_truth", "calculate_lds_ground_truth", "GroundTruth", "EnsembleTarget",
     "lds", "lds_interval", "loo_corr", "mislabel_detection_auc", "judge", "read_scores", "read_ground_truth",
     "load_benchmark", "list_benchmarks", "find_setting", "register_setting", "Setting", "build_benchmark",
@@ -51,7 +51,7 @@ MODULES = {
     "dattri.metric.report": ["Report", "judge"],
     "dattri.metric.uncertainty": ["ConfidenceInterval", "lds_interval"],
     "dattri.model_util.ensemble": ["EnsembleTrainer"],
-    "dattri.model_util.retrain": ["RetrainError", "TrainsMany", "retrain_lds", "retrain_loo"],
+    "dattri.model_util.retrain": ["RetrainError", "TrainsMany", "retrain_lds", "retrain_loo", "retrain_subsets"],
     "dattri.model_util.target": ["EnsembleTarget"],
 }  # fmt: skip
 EVERY = ["dattri", *(module.name for module in pkgutil.walk_packages(dattri.__path__, "dattri."))]

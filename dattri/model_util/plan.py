@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from itertools import product
+import hashlib
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+import torch
 
 from .seeds import derive_seed
 from .validation import check_int
@@ -32,9 +33,11 @@ class Task(NamedTuple):
 
 
 class _Layout:
-    """How both kinds of plan name the files of a task; names are relative to the directory."""
+    """What a plan says of its files unless it says otherwise; names are relative to the directory."""
 
     module: ClassVar[str | None] = None
+    drawn_by_numpy: ClassVar[bool] = False  # whether another version of numpy may give other positions
+    equal_sizes: ClassVar[bool] = True  # whether all subsets have one size
 
     @staticmethod
     def indices_file(task: Task) -> str | None:
@@ -43,6 +46,10 @@ class _Layout:
 
     def module_file(self, task: Task) -> str | None:
         """File of the module itself, if it is this task that saves it."""
+        return None
+
+    def unrecorded(self) -> np.ndarray | None:
+        """What the plan follows from beside its record."""
         return None
 
 # %% ../../nbs/model_util/03_plan.ipynb #d4c1aac5
@@ -115,6 +122,11 @@ class LooPlan(_Layout):
         """What the plan follows from."""
         return {"indices": list(self.indices), "seed": self.seed}
 
+    def arguments(self) -> dict[str, str]:
+        """Arguments of the call, as a user would type them."""
+        every = self.indices == tuple(range(self.data_length))
+        return {"seed": str(self.seed)} if every else {"indices": str(list(self.indices)), "seed": str(self.seed)}
+
 
 def _check_positions(indices: Iterable[int], data_length: int) -> tuple[int, ...]:
     """Distinct positions below `data_length`, or `ValueError` naming what is wrong."""
@@ -133,68 +145,44 @@ def _check_positions(indices: Iterable[int], data_length: int) -> tuple[int, ...
         raise ValueError(f"indices: {twice[:5]} given more than once; each position can be removed only once")
     return listed
 
-# %% ../../nbs/model_util/03_plan.ipynb #c3963b1b
-@dataclass(frozen=True)
-class LdsPlan(_Layout):
-    """Train on random subsets of the data, each several times.
+# %% ../../nbs/model_util/03_plan.ipynb #1c41d46c
+class _Numbered(_Layout):
+    """Plans whose subsets are numbered from 0, each trained on several times."""
 
-    Parameters
-    ----------
-    data_length : int
-        Number of training samples.
-    num_subsets : int
-        Number of subsets in the whole directory, all shards together.
-    subset_ratio : float
-        Share of the samples in each subset, in (0, 1].
-    num_runs_per_subset : int
-        Number of models per subset.
-    seed : int
-        The user's seed.
-    """
-
-    data_length: int
     num_subsets: int
-    subset_ratio: float
     num_runs_per_subset: int
     seed: int
-    mode: ClassVar[str] = "lds"
+    shared_seed: bool
     folders_key: ClassVar[str] = "subset_dir_map"
     folder_pattern: ClassVar[str] = r"\d+"
 
-    def __post_init__(self) -> None:
-        check_int("data_length", self.data_length, 1)
+    def _check_models(self) -> None:
+        """`ValueError` unless the numbers of subsets and runs are possible."""
         models = check_int("num_subsets", self.num_subsets, 1) * check_int(
             "num_runs_per_subset", self.num_runs_per_subset, 1
         )
         if models > MOST_MODELS:
             raise ValueError(f"num_subsets, num_runs_per_subset: {models:,} models; expected {MOST_MODELS:,} at most")
-        if not 0 < self.subset_ratio <= 1:
-            raise ValueError(f"subset_ratio: expected a number in (0, 1], got {self.subset_ratio!r}")
-        if self.subset_size == 0:
-            raise ValueError(
-                f"subset_ratio: {self.subset_ratio} of {self.data_length} samples is no sample at all; "
-                f"use at least {1 / self.data_length:g}"
-            )
-
-    @property
-    def subset_size(self) -> int:
-        """Number of samples in each subset: the ratio times the length, rounded down."""
-        return int(self.data_length * self.subset_ratio + 1e-9)  # 0.29 * 100 is 28.999999999999996
+        if not isinstance(self.shared_seed, bool):
+            raise ValueError(f"shared_seed: expected True or False, got {self.shared_seed!r}")
 
     @property
     def subsets(self) -> Sequence[int]:
         """Numbers of the subsets."""
         return range(self.num_subsets)
 
+    def in_training_order(self) -> Iterable[int]:
+        """Numbers of the subsets in the order in which they are trained."""
+        return self.subsets
+
     def tasks(self) -> list[Task]:
         """One task per subset and run, subset by subset."""
-        keys = product(range(self.num_subsets), range(self.num_runs_per_subset))
-        return [Task(subset, run, derive_seed(self.seed, subset, run)) for subset, run in keys]
-
-    def positions(self, task: Task) -> np.ndarray:
-        """Training positions of the subset, ascending, int64."""
-        generator = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(task.subset,)))
-        return np.sort(generator.choice(self.data_length, self.subset_size, replace=False)).astype(np.int64)
+        runs = range(self.num_runs_per_subset)
+        if self.shared_seed:
+            shared = [derive_seed(self.seed, 0, run) for run in runs]
+            return [Task(subset, run, shared[run]) for subset in self.in_training_order() for run in runs]
+        keys = ((subset, run) for subset in self.in_training_order() for run in runs)
+        return [Task(*key, derive_seed(self.seed, *key)) for key in keys]
 
     def name(self, task: Task) -> str:
         """What error messages call the model."""
@@ -217,14 +205,214 @@ class LdsPlan(_Layout):
 
     def record(self) -> dict[str, Any]:
         """What the plan follows from."""
-        return {name: getattr(self, name) for name in ("num_subsets", "subset_ratio", "num_runs_per_subset", "seed")}
+        recorded = [item.name for item in fields(self) if item.repr]  # type: ignore[arg-type]
+        return {name: getattr(self, name) for name in recorded if name != "data_length"}
+
+    def arguments(self) -> dict[str, str]:
+        """Arguments of the call, as a user would type them."""
+        record = {name: repr(value) for name, value in self.record().items() if name != "shared_seed"}
+        return {**record, "shared_seed": "True"} if self.shared_seed else record
+
+# %% ../../nbs/model_util/03_plan.ipynb #c3963b1b
+@dataclass(frozen=True)
+class LdsPlan(_Numbered):
+    """Train on random subsets of the data, each several times.
+
+    Parameters
+    ----------
+    data_length : int
+        Number of training samples.
+    num_subsets : int
+        Number of subsets in the whole directory, all shards together.
+    subset_ratio : float
+        Share of the samples in each subset, in (0, 1].
+    num_runs_per_subset : int
+        Number of models per subset.
+    seed : int
+        The user's seed.
+    shared_seed : bool
+        Whether run r of all subsets has one seed.
+    """
+
+    data_length: int
+    num_subsets: int
+    subset_ratio: float
+    num_runs_per_subset: int
+    seed: int
+    shared_seed: bool = False
+    mode: ClassVar[str] = "lds"
+    drawn_by_numpy: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_int("data_length", self.data_length, 1)
+        self._check_models()
+        if not 0 < self.subset_ratio <= 1:
+            raise ValueError(f"subset_ratio: expected a number in (0, 1], got {self.subset_ratio!r}")
+        if self.subset_size == 0:
+            raise ValueError(
+                f"subset_ratio: {self.subset_ratio} of {self.data_length} samples is no sample at all; "
+                f"use at least {1 / self.data_length:g}"
+            )
+
+    @property
+    def subset_size(self) -> int:
+        """Number of samples in each subset: the ratio times the length, rounded down."""
+        return int(self.data_length * self.subset_ratio + 1e-9)  # 0.29 * 100 is 28.999999999999996
+
+    def positions(self, task: Task) -> np.ndarray:
+        """Training positions of the subset, ascending, int64."""
+        generator = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(task.subset,)))
+        return np.sort(generator.choice(self.data_length, self.subset_size, replace=False)).astype(np.int64)
+
+# %% ../../nbs/model_util/03_plan.ipynb #1eba8df6
+def pack_subsets(subsets: Any, data_length: int) -> np.ndarray:
+    """Which sample (bit) is in which subset (row), uint8, shape (num_subsets, data_length / 8 rounded up).
+
+    Parameters
+    ----------
+    subsets : sequence of int sequences, or boolean mask of shape (num_subsets, data_length)
+        Positions of each subset, in any order.
+    data_length : int
+        Number of training samples.
+
+    Raises
+    ------
+    ValueError
+        If a subset is empty, or names a position twice or one that there is not; if a mask has another length, or
+        integers look like a mask. Names the subset.
+    """
+    rows = _rows(subsets)
+    if all(row.dtype.kind in "iu" and len(row) == data_length and row.max() <= 1 for row in rows) and data_length > 2:
+        raise ValueError(
+            "subsets: integers 0 and 1 with one column per training sample look like a mask; pass mask.bool() (or "
+            "mask.astype(bool)), or else lists of positions"
+        )
+    packed = np.zeros((len(rows), (data_length + 7) // 8), dtype=np.uint8)
+    for subset, row in enumerate(rows):
+        packed[subset] = np.packbits(_mask_of(subset, row, data_length))
+    return packed
+
+
+def _rows(subsets: Any) -> list[np.ndarray]:
+    """One array of integers or of booleans per subset."""
+    if isinstance(subsets, torch.Tensor):
+        subsets = subsets.detach().cpu().numpy()
+    if isinstance(subsets, (str, bytes)) or not isinstance(subsets, Iterable) or getattr(subsets, "ndim", 2) != 2:
+        got = f"shape {subsets.shape}" if isinstance(subsets, np.ndarray) else f"{type(subsets).__name__}"
+        raise ValueError(
+            "subsets: expected lists of positions, one per subset, or a boolean mask of shape (num_subsets, "
+            f"num_train), got {got}"
+        )
+    rows = [np.asarray(row.detach().cpu() if isinstance(row, torch.Tensor) else row) for row in subsets]
+    if not rows:
+        raise ValueError("subsets: the list is empty; expected at least one subset")
+    for subset, row in enumerate(rows):
+        if row.ndim != 1 or not len(row) or row.dtype.kind not in "iub":
+            what = "no positions" if row.ndim == 1 and not len(row) else f"{row.dtype} of shape {row.shape}"
+            raise ValueError(f"subsets: expected integers, positions to train on, in subset {subset}, got {what}")
+    return rows
+
+
+def _mask_of(subset: int, row: np.ndarray, data_length: int) -> np.ndarray:
+    """Which positions are in a subset; `ValueError` naming what is wrong with it."""
+    if row.dtype.kind == "b":
+        if len(row) != data_length:
+            raise ValueError(f"subsets: the mask has {len(row)} columns, but the dataloader holds {data_length} samples")
+        if not row.any():
+            raise ValueError(f"subsets: subset {subset} is empty; a model needs samples to train on")
+        return row
+    if row.min() < 0 or row.max() >= data_length:
+        wrong = row.min() if row.min() < 0 else row.max()
+        raise ValueError(
+            f"subsets: subset {subset} names position {wrong}; the dataloader holds {data_length} samples, positions "
+            f"0 to {data_length - 1}"
+        )
+    mask = np.zeros(data_length, dtype=bool)
+    mask[row] = True
+    if np.count_nonzero(mask) < len(row):
+        positions, counts = np.unique(row, return_counts=True)
+        raise ValueError(
+            f"subsets: subset {subset} names position {positions[counts > 1][0]} more than once; a model is trained on "
+            "each sample once"
+        )
+    return mask
+
+# %% ../../nbs/model_util/03_plan.ipynb #c5af156c
+@dataclass(frozen=True)
+class SubsetsPlan(_Numbered):
+    """Train on subsets that the user names, each several times.
+
+    Parameters
+    ----------
+    data_length : int
+        Number of training samples.
+    members : uint8 array, shape (num_subsets, data_length / 8 rounded up)
+        As `pack_subsets` makes it.
+    num_runs_per_subset : int
+        Number of models per subset.
+    seed : int
+        The user's seed.
+    shared_seed : bool
+        Whether run r of all subsets has one seed.
+    """
+
+    data_length: int
+    members: np.ndarray = field(compare=False, repr=False)
+    num_runs_per_subset: int
+    seed: int
+    shared_seed: bool = False
+    num_subsets: int = field(init=False)
+    subsets_sha256: str = field(init=False)
+    mode: ClassVar[str] = "subsets"
+    equal_sizes: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "num_subsets", len(self.members))
+        object.__setattr__(self, "subsets_sha256", hashlib.sha256(self.members.tobytes()).hexdigest())
+        self._check_models()
+
+    @property
+    def subset_size(self) -> int:
+        """Number of samples in the smallest subset."""
+        return int(self.sizes().min())
+
+    def unrecorded(self) -> np.ndarray | None:
+        """The members, of which the record holds the digest."""
+        return self.members
+
+    def sizes(self) -> np.ndarray:
+        """Number of samples in each subset."""
+        return _BITS[self.members].sum(1, dtype=np.int64)
+
+    def in_training_order(self) -> Iterable[int]:
+        """Numbers of the subsets, smaller subsets first."""
+        return np.argsort(self.sizes(), kind="stable").tolist()
+
+    def positions(self, task: Task) -> np.ndarray:
+        """Training positions of the subset, ascending, int64."""
+        return np.flatnonzero(np.unpackbits(self.members[task.subset], count=self.data_length))
+
+    def arguments(self) -> dict[str, str]:
+        """Arguments of the call, as a user would type them."""
+        others = {name: text for name, text in super().arguments().items() if name not in _FROM_MEMBERS}
+        return {"subsets": "subsets", **others}
+
+
+_FROM_MEMBERS = ("num_subsets", "subsets_sha256")
+_BITS = np.array([byte.bit_count() for byte in range(256)], dtype=np.uint8)
 
 # %% ../../nbs/model_util/03_plan.ipynb #0ffad43e
-Plan = LooPlan | LdsPlan
-PLANS: dict[str, type[LooPlan] | type[LdsPlan]] = {kind.mode: kind for kind in (LooPlan, LdsPlan)}
+Plan = LooPlan | LdsPlan | SubsetsPlan
+PLANS: dict[str, type[Plan]] = {kind.mode: kind for kind in (LooPlan, LdsPlan, SubsetsPlan)}
 
 
-def plan_of(metadata: Mapping[str, Any]) -> Plan:
-    """The plan that a mapping with `mode`, `data_length` and the rest of its record describes."""
+def plan_of(metadata: Mapping[str, Any], **unrecorded: Any) -> Plan:
+    """The plan that a mapping with `mode`, `data_length` and the rest of its record describes.
+
+    What a record does not hold, such as the members of named subsets, is passed beside. A field that directories of
+    earlier versions do not record has its default.
+    """
     kind = PLANS[metadata["mode"]]
-    return kind(**{field.name: metadata[field.name] for field in fields(kind)})
+    names = [item.name for item in fields(kind) if item.init and item.name not in unrecorded]
+    known = {name: metadata[name] for name in names if name in metadata or name not in vars(kind)}
+    return kind(**known, **unrecorded)

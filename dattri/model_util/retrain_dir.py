@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from functools import cached_property, partial
 from itertools import product
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
@@ -25,7 +26,7 @@ from .. import __version__
 from .checkpoint import atomic_write, has_zip_directory, owner_of, sweep
 from .fingerprint import describe, function_arguments, function_name, samples_digest, shortened
 from .loader import LoaderRecipe
-from .plan import MOST_MODELS, PLANS, Plan, Task, plan_of
+from .plan import MOST_MODELS, PLANS, Plan, SubsetsPlan, Task, plan_of
 from .seeds import check_seed
 from .validation import checked_home, checked_path
 
@@ -61,6 +62,46 @@ def plan_metadata(plan: Plan, recipe: LoaderRecipe, train_func: Any, train_kwarg
 def _folders(plan: Plan) -> dict[int, str]:
     """Folder of each subset, relative to the directory."""
     return {subset: f"./{plan.folder(Task(subset, 0, 0))}" for subset in plan.subsets}
+
+# %% ../../nbs/model_util/04_retrain_dir.ipynb #000b83e1
+WRITERS = "retrain_loo, retrain_lds or retrain_subsets"
+
+
+def _members_file(sha256: str) -> str:
+    """File of the members of named subsets."""
+    return f"subsets_{sha256[:16]}.npy"
+
+
+def _write_members(path: Path, metadata: Mapping[str, Any], members: np.ndarray) -> None:
+    """Write the members of named subsets, unless they are there."""
+    file = path / _members_file(metadata["subsets_sha256"])
+    buffer = io.BytesIO()
+    np.save(buffer, members, allow_pickle=False)
+    if not file.is_file() or file.read_bytes() != buffer.getvalue():
+        atomic_write(file, buffer.getvalue())
+
+
+def _read_members(path: Path, metadata: Mapping[str, Any]) -> np.ndarray:
+    """Members of named subsets; `ValueError` unless they are those that the plan was made with."""
+    if not re.fullmatch("[0-9a-f]{64}", str(metadata["subsets_sha256"])):
+        raise ValueError("subsets_sha256 is no SHA-256")
+    file = path / _members_file(metadata["subsets_sha256"])
+    remedy = "restore it, or repeat the call of retrain_subsets that wrote it, with the same subsets, into another path"
+    try:
+        members = np.load(io.BytesIO(file.read_bytes()), allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{file.name} cannot be read ({shortened(str(error))}); {remedy}") from error
+    shape = (metadata["num_subsets"], (metadata["data_length"] + 7) // 8)
+    found = getattr(members, "shape", None), str(getattr(members, "dtype", ""))
+    if found != (shape, "uint8") or hashlib.sha256(members.tobytes()).hexdigest() != metadata["subsets_sha256"]:
+        raise ValueError(f"{file.name} holds other subsets than the plan was made with; {remedy}")
+    return members
+
+
+def _plan_in(path: Path, metadata: Mapping[str, Any]) -> Plan:
+    """The plan of the directory at `path`."""
+    named = metadata["mode"] == SubsetsPlan.mode
+    return plan_of(metadata, **({"members": _read_members(path, metadata)} if named else {}))
 
 # %% ../../nbs/model_util/04_retrain_dir.ipynb #65f92efd
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
@@ -117,17 +158,17 @@ def read_metadata(path: Path) -> dict[str, Any]:
     """
     file = path / "metadata.yml"
     if path.exists() and not path.is_dir():
-        raise NotADirectoryError(f"{path} is a file; expected a directory written by retrain_loo or retrain_lds")
+        raise NotADirectoryError(f"{path} is a file; expected a directory written by {WRITERS}")
     if os.path.lexists(file) and not file.is_file():
         raise ValueError(f"{file} is no file, or a link that leads nowhere; remove it, or use another path")
     if not file.exists():
-        raise FileNotFoundError(f"{file} not found; expected a directory written by retrain_loo or retrain_lds")
+        raise FileNotFoundError(f"{file} not found; expected a directory written by {WRITERS}")
     try:
         metadata = _load_yaml(file)
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:  # a number or a key that cannot be made
         raise _unreadable(file, f"it is not plain YAML: {shortened(str(error))}") from error
     if not isinstance(metadata, dict) or not isinstance(metadata.get("mode"), str) or metadata["mode"] not in PLANS:
-        raise _unreadable(file, "it is cut off or was not written by retrain_loo or retrain_lds")
+        raise _unreadable(file, f"it is cut off or was not written by {WRITERS}")
     if "format" in metadata:
         _check_format(file, metadata)
     else:
@@ -170,7 +211,7 @@ def _check_format(file: Path, metadata: dict[str, Any]) -> None:
     folders = metadata.get(PLANS[metadata["mode"]].folders_key)
     try:
         check_seed(metadata["seed"])
-        plan = plan_of(metadata)
+        plan = _plan_in(file.parent, metadata)
         whole = isinstance(folders, dict) and len(folders) == len(plan.subsets)
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         reason = shortened(f"{type(error).__name__}: {error}")
@@ -211,13 +252,13 @@ class RetrainDir:
     metadata: dict[str, Any]
 
     @classmethod
-    def open(cls, path: str | os.PathLike, mode: str) -> RetrainDir:
-        """Open the directory at `path` for reading; `ValueError` if it was not written for `mode`."""
+    def open(cls, path: str | os.PathLike, *modes: str) -> RetrainDir:
+        """Open the directory at `path` for reading; `ValueError` if it was not written for one of `modes`."""
         metadata = read_metadata(checked_path(path))
-        if metadata["mode"] != mode:
+        if metadata["mode"] not in modes:
             raise ValueError(
                 f"retrain_dir: {path} was written by retrain_{metadata['mode']}; "
-                f"expected a directory written by retrain_{mode}"
+                f"expected a directory written by {' or '.join(f'retrain_{mode}' for mode in modes)}"
             )
         return cls(checked_path(path), metadata)
 
@@ -228,6 +269,7 @@ class RetrainDir:
         metadata_for: Callable[[int], dict[str, Any]],
         seed: int | None,
         *,
+        members: np.ndarray | None = None,
         overwrite: bool = False,
         subsets: Iterable[int] | None = None,
     ) -> RetrainDir:
@@ -241,6 +283,8 @@ class RetrainDir:
             From a seed to the content of `metadata.yml`.
         seed : int or None
             The user's seed; None takes the recorded one, or a fresh one where nothing is recorded.
+        members : uint8 array, optional
+            What the plan follows from beside its record.
         overwrite : bool
             Remove the models of `subsets` if the plan is the same, and everything that belongs to the old plan
             otherwise.
@@ -264,6 +308,8 @@ class RetrainDir:
                 directory.check_plan()  # from now on, and in every worker, it must be this plan
                 return directory
             path.mkdir(parents=True, exist_ok=True)
+            if members is not None:
+                _write_members(path, metadata, members)
             content = yaml.dump(metadata, Dumper=_DUMPER, sort_keys=False)
             try:
                 atomic_write(path / "metadata.yml", content.encode(), replace=False)
@@ -278,7 +324,7 @@ class RetrainDir:
     @cached_property
     def plan(self) -> Plan:
         """The plan; directories of other tools do not record enough to have one."""
-        return plan_of(self.metadata)
+        return _plan_in(self.path, self.metadata)
 
     @cached_property
     def stamp(self) -> str:
@@ -389,11 +435,10 @@ class RetrainDir:
             positions = numbers.astype(np.int64)
         if (positions != numbers).any() or (positions < 0).any() or (positions >= length).any():
             raise ValueError(f"{file} is damaged: expected positions below {length}, one per line")
-        same_numpy = self.metadata.get("numpy") == np.__version__  # draws the same subsets again
-        if same_numpy and not (
-            len(positions) == self.plan.subset_size
-            and np.array_equal(positions, self.plan.positions(Task(subset, 0, 0)))
-        ):
+        known = "format" in self.metadata and not (
+            self.kind.drawn_by_numpy and self.metadata.get("numpy") != np.__version__  # which may draw other subsets
+        )
+        if known and not np.array_equal(positions, self.plan.positions(Task(subset, 0, 0))):
             raise ValueError(
                 f"{file} was edited or is cut off. Delete the folder {file.parent} and retrain the subset."
             )
@@ -440,7 +485,8 @@ def compare_plans(path: Path, recorded: Mapping[str, Any], expected: Mapping[str
             f"{path} already holds models of another tool, which did not record enough to continue them. Use another "
             "path; calculate_loo_ground_truth and calculate_lds_ground_truth read these."
         )
-    recorded = {**recorded, "train_func": _RENAMED.get(recorded["train_func"], recorded["train_func"])}
+    recorded = {**_defaults(recorded), **recorded}
+    recorded["train_func"] = _RENAMED.get(recorded["train_func"], recorded["train_func"])
     if recorded["mode"] != expected["mode"]:
         listed = f"mode: {recorded['mode']!r} there, {expected['mode']!r} in this call"
     else:
@@ -450,6 +496,12 @@ def compare_plans(path: Path, recorded: Mapping[str, Any], expected: Mapping[str
             f"{path} already holds models of a different run. {listed}. "
             "Use another path, or overwrite=True to replace what is there."
         )
+
+
+def _defaults(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """What a plan of an earlier version means by the fields that it does not have."""
+    optional = (item for item in fields(PLANS[recorded["mode"]]) if item.default is not MISSING)
+    return {item.name: item.default for item in optional}
 
 
 def _read_existing(path: Path, mode: str) -> dict[str, Any] | None:
@@ -495,6 +547,8 @@ def _discard(
             )
             if kind.module is not None and ours:
                 (path / kind.module).unlink(missing_ok=True)
+        for file in path.glob(_members_file("?" * 16)):
+            file.unlink()
     for folder in folders:
         _refuse_link(folder)
         for file in [*folder.glob("model_weights*.pt"), folder / "indices.txt"]:
@@ -540,10 +594,7 @@ def require_complete(directory: RetrainDir) -> None:
 
 def _call(directory: RetrainDir) -> str:
     """The call that wrote a directory, as a user would type it."""
-    options = directory.plan.record()
-    if options.get("indices") == list(range(directory.plan.data_length)):
-        del options["indices"]
-    arguments = "".join(f", {name}={value!r}" for name, value in options.items())
+    arguments = "".join(f", {name}={text}" for name, text in directory.plan.arguments().items())
     kwargs = "".join(f", {name}={value}" for name, value in directory.metadata["train_kwargs"].items())
     function, path = directory.metadata["train_func"], str(directory.path)
     return f"retrain_{directory.kind.mode}({function}, dataloader, {path!r}{arguments}{kwargs})"
