@@ -22,8 +22,12 @@ _PUBLIC = {
     "benchmark.training": {"SingleModelTrainer": "A training function for models that are trained one at a time."},
     "metric.ground_truth": {
         "calculate_loo_ground_truth": "Targets of the models that `retrain_loo` trained, for `loo_corr`.",
-        "calculate_lds_ground_truth": "Minus the mean target of each subset's models from `retrain_lds`, for `lds`.",
+        "calculate_lds_ground_truth":
+            "Minus the mean target of each subset's models from `retrain_lds` or `retrain_subsets`, for `lds`.",
+        "calculate_targets":
+            "Targets of every run of every subset, from the models of `retrain_lds` or `retrain_subsets`.",
         "GroundTruth": "Targets of retrained models and the training samples they speak of; unpacks as a pair.",
+        "Targets": "Targets of every run of every subset, and the training samples of each subset; unpacks as a pair.",
     },
     "model_util.target": {
         "EnsembleTarget": "A target function for both ground truths that evaluates many models at once."
@@ -31,6 +35,7 @@ _PUBLIC = {
     "metric.correlation": {
         "lds": "Linear datamodeling score: do sums of scores rank the retrained models as retraining did?",
         "loo_corr": "Leave-one-out correlation: do scores say how much the target changes when a sample is removed?",
+        "Predictions": "What a method says of each subset, in place of scores of training samples.",
     },
     "metric.uncertainty": {
         "lds_interval": "Mean LDS and a confidence interval for it over infinitely many subsets and test samples."
@@ -80,9 +85,10 @@ if TYPE_CHECKING:  # what an editor knows of the names
     from dattri.model_util.retrain import retrain_loo, retrain_lds, retrain_subsets
     from dattri.model_util.ensemble import EnsembleTrainer
     from dattri.benchmark.training import SingleModelTrainer
-    from dattri.metric.ground_truth import calculate_loo_ground_truth, calculate_lds_ground_truth, GroundTruth
+    from dattri.metric.ground_truth import calculate_loo_ground_truth, calculate_lds_ground_truth, calculate_targets
+    from dattri.metric.ground_truth import GroundTruth, Targets
     from dattri.model_util.target import EnsembleTarget
-    from dattri.metric.correlation import lds, loo_corr
+    from dattri.metric.correlation import lds, loo_corr, Predictions
     from dattri.metric.uncertainty import lds_interval
     from dattri.metric.mislabel import mislabel_detection_auc
     from dattri.metric.report import judge

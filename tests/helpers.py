@@ -8,13 +8,14 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 ROOT = Path(__file__).resolve().parents[1]
+SUBSETS = [[0, 1, 2, 3, 4], [5, 4], [11, 0, 7, 3, 2], list(range(12)), [6], [1, 3, 5, 7, 9, 11]]
 CHILD_HEADER = f"""
 import os, signal, sys, time, warnings
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import torch
 torch.set_num_threads(1)
 from helpers import *
-from dattri.model_util.retrain import retrain_lds, retrain_loo
+from dattri.model_util.retrain import retrain_lds, retrain_loo, retrain_subsets
 path = sys.argv[1]
 train(make_loader())  # what torch imports lazily is imported once, before any fork
 """

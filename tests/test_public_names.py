@@ -14,8 +14,9 @@ import dattri
 
 FRONT_DOOR = [
     "retrain_loo", "retrain_lds", "retrain_subsets", "EnsembleTrainer", "SingleModelTrainer",
-    "calculate_loo_ground_truth", "calculate_lds_ground_truth", "GroundTruth", "EnsembleTarget",
-    "lds", "lds_interval", "loo_corr", "mislabel_detection_auc", "judge", "read_scores", "read_ground_truth",
+    "calculate_loo_ground_truth", "calculate_lds_ground_truth", "calculate_targets", "GroundTruth", "Targets",
+    "EnsembleTarget", "lds", "loo_corr", "Predictions", "lds_interval", "mislabel_detection_auc", "judge",
+    "read_scores", "read_ground_truth",
     "load_benchmark", "list_benchmarks", "find_setting", "register_setting", "Setting", "build_benchmark",
     "publish_benchmark", "Datasets", "digits", "flip_label", "SubsetSampler",
 ]  # fmt: skip
@@ -38,14 +39,15 @@ MODULES = {
     "dattri.benchmark.utils": ["SubsetSampler", "flip_label"],
     "dattri.demo": ["run_demo"],
     "dattri.metric": [
-        "ConfidenceInterval", "Correlation", "GroundTruth", "MislabelDetection", "RocCurve",
-        "calculate_lds_ground_truth", "calculate_loo_ground_truth", "lds", "lds_interval", "loo_corr",
-        "mislabel_detection_auc",
+        "ConfidenceInterval", "Correlation", "GroundTruth", "MislabelDetection", "Predictions", "RocCurve", "Targets",
+        "calculate_lds_ground_truth", "calculate_loo_ground_truth", "calculate_targets", "lds", "lds_interval",
+        "loo_corr", "mislabel_detection_auc",
     ],
-    "dattri.metric.correlation": ["Correlation", "lds", "loo_corr"],
+    "dattri.metric.correlation": ["Correlation", "Predictions", "lds", "loo_corr"],
+    "dattri.metric.evaluation": ["EvaluatesMany"],
     "dattri.metric.files": ["read_ground_truth", "read_scores"],
     "dattri.metric.ground_truth": [
-        "EvaluatesMany", "GroundTruth", "calculate_lds_ground_truth", "calculate_loo_ground_truth",
+        "GroundTruth", "Targets", "calculate_lds_ground_truth", "calculate_loo_ground_truth", "calculate_targets",
     ],
     "dattri.metric.mislabel": ["MislabelDetection", "RocCurve", "mislabel_detection_auc"],
     "dattri.metric.report": ["Report", "judge"],

@@ -6,19 +6,21 @@ import time
 import joblib
 import pytest
 import torch
-from helpers import CHILD_HEADER, files, make_loader, train
+from helpers import CHILD_HEADER, SUBSETS, files, make_loader, train
 
 from dattri.metric import calculate_lds_ground_truth
-from dattri.model_util.retrain import retrain_lds, retrain_loo
+from dattri.model_util.retrain import retrain_lds, retrain_loo, retrain_subsets
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 RUNS = {
     "lds": "retrain_lds(train, make_loader(), path, num_subsets=6, num_runs_per_subset=2, seed=7, width=WIDTH)",
     "loo": "retrain_loo(train, make_loader(), path, seed=7, width=WIDTH)",
+    "subsets": "retrain_subsets(train, make_loader(), path, SUBSETS, 2, seed=7, width=WIDTH)",
 }
 CALLS = {
     "lds": lambda path: retrain_lds(train, make_loader(), path, num_subsets=6, num_runs_per_subset=2, seed=7, width=8),
     "loo": lambda path: retrain_loo(train, make_loader(), path, seed=7, width=8),
+    "subsets": lambda path: retrain_subsets(train, make_loader(), path, SUBSETS, 2, seed=7, width=8),
 }
 
 

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from .manifest import Check
 from .metrics import target_of
 from .workspace import Workspace
-from ..metric.ground_truth import evaluate_checkpoints
+from ..metric.evaluation import evaluate_checkpoints
 from ..model_util.checkpoint import cpu_state, load_checkpoint, to_bytes
 from ..model_util.target import EnsembleTarget
 

@@ -17,13 +17,8 @@ from .datasets import Datasets
 from .manifest import Check
 from .utils import flip_label
 from ..metric.correlation import ranks, spearman
-from dattri.metric.ground_truth import (
-    GroundTruth,
-    calculate_lds_ground_truth,
-    calculate_loo_ground_truth,
-    evaluate_checkpoints,
-    evaluates_many,
-)
+from ..metric.evaluation import evaluate_checkpoints, evaluates_many
+from ..metric.ground_truth import GroundTruth, calculate_lds_ground_truth, calculate_loo_ground_truth
 from ..model_util.retrain_dir import RetrainDir
 from ..model_util.seeds import derive_seed
 

@@ -6,16 +6,19 @@
 __all__ = []
 
 # %% ../../nbs/metric/index.ipynb #34a41949
-from .correlation import Correlation, lds, loo_corr
+from .correlation import Correlation, Predictions, lds, loo_corr
 from dattri.metric.ground_truth import (
     GroundTruth,
+    Targets,
     calculate_lds_ground_truth,
     calculate_loo_ground_truth,
+    calculate_targets,
 )
 from .mislabel import MislabelDetection, RocCurve, mislabel_detection_auc
 from .uncertainty import ConfidenceInterval, lds_interval
 
 __all__ = [
-    "Correlation", "GroundTruth", "ConfidenceInterval", "MislabelDetection", "RocCurve", "calculate_lds_ground_truth",
-    "calculate_loo_ground_truth", "lds", "lds_interval", "loo_corr", "mislabel_detection_auc",
+    "ConfidenceInterval", "Correlation", "GroundTruth", "MislabelDetection", "Predictions", "RocCurve", "Targets",
+    "calculate_lds_ground_truth", "calculate_loo_ground_truth", "calculate_targets", "lds", "lds_interval", "loo_corr",
+    "mislabel_detection_auc",
 ]

@@ -19,7 +19,7 @@ from .sums import exact_sums, plain_sums, uncertain_columns
 from ..model_util.threads import map_blocks, row_blocks, single_thread
 
 # %% auto #0
-__all__ = ['Correlation', 'lds', 'loo_corr']
+__all__ = ['Correlation', 'Predictions', 'lds', 'loo_corr']
 
 # %% ../../nbs/metric/01_correlation.ipynb #63423600
 class Correlation(NamedTuple):
@@ -27,6 +27,22 @@ class Correlation(NamedTuple):
 
     correlation: torch.Tensor
     pvalue: torch.Tensor
+
+# %% ../../nbs/metric/01_correlation.ipynb #727d4978
+class Predictions(NamedTuple):
+    """What a method says of each subset, in place of scores of training samples.
+
+    `lds` and everything that builds on it take it where they take scores, so that methods whose effects do not add up
+    are judged too.
+
+    Parameters
+    ----------
+    values : tensor, shape (num_subsets, num_test)
+        One row per subset of the ground truth, in its order; larger means that the model trained on the subset does
+        better on the test sample. Of any real dtype; a memory map, or whatever scores may be.
+    """
+
+    values: Any
 
 # %% ../../nbs/metric/01_correlation.ipynb #7995a2e7
 def lds(score: Any, ground_truth: tuple[torch.Tensor, torch.Tensor]) -> Correlation:
@@ -38,10 +54,11 @@ def lds(score: Any, ground_truth: tuple[torch.Tensor, torch.Tensor]) -> Correlat
 
     Parameters
     ----------
-    score : tensor, shape (num_train, num_test)
+    score : tensor, shape (num_train, num_test), or Predictions
         Attribution scores of any real dtype; larger means that the training sample helps the test sample more. Scores
         that do not fit the memory may be a memory map, an HDF5, Zarr or Dask array, anything with ``shape``, ``dtype``
         and slices ``[:, start:stop]``, or an iterable of blocks of columns, tensors of shape (num_train, block_size).
+        `Predictions` say something of each subset instead.
     ground_truth : pair (targets, subsets)
         What `calculate_lds_ground_truth` returns: targets of shape (num_subsets, num_test), larger is better for the
         test sample, and the training samples of each subset: positions of shape (num_subsets, subset_size), a list of
@@ -241,13 +258,30 @@ def ranked_pair(score: Any, ground_truth: Any) -> RankedPair:
     targets, subsets = _subsets_of(ground_truth)
     Block(targets, name="ground_truth", row="subset").check_finite()
     predicted, dtype, members = [], torch.float32, None
-    for block in Scores(score).blocks(targets.shape[1], subsets.low, subsets.high):
-        if members is None:
-            members = members_of(subsets, block.shape[0], block.device)
-        predicted.append(_predicted_ranks(members, block))
+    said = isinstance(score, Predictions)
+    low, high = (0, len(targets) - 1) if said else (subsets.low, subsets.high)
+    for block in Scores(score.values if said else score).blocks(targets.shape[1], low, high):
+        if said:
+            predicted.append(_said_ranks(block, len(targets)))
+        else:
+            if members is None:
+                members = members_of(subsets, block.shape[0], block.device)
+            predicted.append(_predicted_ranks(members, block))
         dtype = torch.promote_types(dtype, block.result_dtype)
     places = torch.cat(predicted)
     return RankedPair(places, ranks(targets.to(places).T.contiguous()).places, dtype)
+
+
+def _said_ranks(said: Block, num_subsets: int) -> torch.Tensor:
+    """Ranks of what was said of the subsets."""
+    if said.shape[0] != num_subsets:
+        raise ValueError(
+            f"score: the predictions have {said.shape[0]} rows, but the ground truth has {num_subsets} subsets; "
+            "expected one row for each of them"
+        )
+    Block(said.matrix, said.columns.start, row="subset").check_finite()
+    values = said.read(slice(None)).T
+    return ranks((values.double() if values.is_floating_point() else values.long()).contiguous()).places
 
 
 def _predicted_ranks(members: torch.Tensor, score: Block) -> torch.Tensor:

@@ -5,27 +5,26 @@
 # %% ../../nbs/metric/00_ground_truth.ipynb #97c70d7e
 from __future__ import annotations
 
-import copy
 import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from .evaluation import KeptValues, LdsEvaluation, LooEvaluation, called, checked, count_tests, template_of
 from .inputs import as_real_tensor, check_real
-from ..model_util.checkpoint import atomic_write, load_checkpoint, owner_of, to_bytes, verify_checksums
-from ..model_util.loader import LoaderRecipe, fork_safe, in_order
-from ..model_util.parallel import chunks, run_tasks
-from ..model_util.plan import LooPlan
+from ..model_util.checkpoint import atomic_write, load_checkpoint, to_bytes
+from ..model_util.loader import in_order
+from ..model_util.plan import LdsPlan, SubsetsPlan
 from ..model_util.retrain_dir import RetrainDir, require_complete
-from ..model_util.seeds import seeded
+from ..model_util.validation import check_int
 
 # %% auto #0
-__all__ = ['GroundTruth', 'calculate_loo_ground_truth', 'calculate_lds_ground_truth', 'EvaluatesMany']
+__all__ = ['GroundTruth', 'Targets', 'calculate_loo_ground_truth', 'calculate_lds_ground_truth', 'calculate_targets']
 
 # %% ../../nbs/metric/00_ground_truth.ipynb #x40eccaa
 class GroundTruth(NamedTuple):
@@ -42,6 +41,13 @@ class GroundTruth(NamedTuple):
 
     values: torch.Tensor
     indices: torch.Tensor
+
+    def __repr__(self) -> str:
+        return _in_short(self)
+
+    def _repr_html_(self) -> str:
+        """Shape, dtype and range, as a notebook shows them."""
+        return _as_html(self)
 
     def save(self, path: str | os.PathLike) -> None:
         """Write a file that appears whole or not at all; `torch.load` gives the pair ``(values, indices)``, on the CPU.
@@ -69,13 +75,153 @@ class GroundTruth(NamedTuple):
             If it is damaged, holds something else, or shapes and dtypes are not those of a ground truth; names the
             file.
         """
-        file = Path(path).expanduser()
-        if not file.is_file():
-            raise FileNotFoundError(f"ground truth: there is no file {file}")
-        return as_ground_truth(f"ground truth {file}", load_checkpoint(file))
+        return as_ground_truth(f"ground truth {path}", _content("ground truth", path))
+
+    def split(self, fraction: float = 0.5, seed: int = 0) -> tuple[GroundTruth, GroundTruth]:
+        """Two ground truths over disjoint models or subsets: tune a method on one, report on the other.
+
+        Parameters
+        ----------
+        fraction : float
+            Share of the rows in the first one, in (0, 1), rounded; both get at least one.
+        seed : int
+            0 or larger; decides who gets which rows. Rows stay in order.
+
+        Returns
+        -------
+        (GroundTruth, GroundTruth)
+
+        Raises
+        ------
+        ValueError
+            If `fraction` is not in (0, 1), or there are fewer than two rows.
+        """
+        return tuple(GroundTruth(*part) for part in _split(self, fraction, seed))  # type: ignore[return-value]
 
 
 torch.serialization.add_safe_globals([GroundTruth])  # a pair of tensors: torch.load may make one of a file
+
+# %% ../../nbs/metric/00_ground_truth.ipynb #81173187
+class Targets(NamedTuple):
+    """Targets of every run of every subset, and the training samples of each subset; unpacks as a pair.
+
+    Parameters
+    ----------
+    values : tensor, shape (num_subsets, num_runs, num_test)
+        Targets as the target function gives them: of a loss, less is better.
+    indices : tensor or list of tensors
+        The positions of each subset, shape (num_subsets, subset_size), or a list of 1-D tensors of unequal length, or a
+        boolean mask of shape (num_subsets, num_train).
+    """
+
+    values: torch.Tensor
+    indices: torch.Tensor
+
+    def __repr__(self) -> str:
+        return _in_short(self)
+
+    def _repr_html_(self) -> str:
+        """Shape, dtype and range, as a notebook shows them."""
+        return _as_html(self)
+
+    def ground_truth(self) -> GroundTruth:
+        """Minus the mean over the runs, for `lds`: of a loss less is better, and of a ground truth more."""
+        mean = self.values.double().mean(1).to(self.values.dtype)
+        return GroundTruth(-mean, self.indices)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write a file that appears whole or not at all; `torch.load` gives the pair ``(values, indices)``, on the CPU.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If these are no targets: says which part is wrong, so that no file is written that `load` refuses.
+        OSError
+            If the file cannot be written.
+        """
+        atomic_write(Path(path).expanduser(), to_bytes(tuple(_as_targets("targets", self))))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> Targets:
+        """Read a file that `save` wrote, or `torch.save` of such a pair; nothing in it is run.
+
+        Raises
+        ------
+        FileNotFoundError
+            If it is not there.
+        TypeError, ValueError
+            If it is damaged or holds something else; names the file.
+        """
+        return _as_targets(f"targets {path}", _content("targets", path))
+
+    def split(self, fraction: float = 0.5, seed: int = 0) -> tuple[Targets, Targets]:
+        """Targets of two disjoint lots of subsets: tune a method on one, report on the other.
+
+        Parameters
+        ----------
+        fraction : float
+            Share of the subsets in the first one, in (0, 1), rounded; both get at least one.
+        seed : int
+            0 or larger; decides who gets which subsets, the same ones as in `GroundTruth.split`.
+
+        Returns
+        -------
+        (Targets, Targets)
+
+        Raises
+        ------
+        ValueError
+            If `fraction` is not in (0, 1), or there are fewer than two subsets.
+        """
+        return tuple(Targets(*part) for part in _split(self, fraction, seed))  # type: ignore[return-value]
+
+
+torch.serialization.add_safe_globals([Targets])
+
+# %% ../../nbs/metric/00_ground_truth.ipynb #4937dc9d
+def _split(pair: GroundTruth | Targets, fraction: float, seed: int) -> Iterator[tuple[torch.Tensor, Any]]:
+    """Values and indices of two disjoint lots of rows."""
+    count = len(pair.values)
+    if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 < fraction < 1:
+        raise ValueError(f"fraction: expected a share in (0, 1), got {fraction!r}")
+    if count < 2:
+        raise ValueError(f"split: there is {count} model or subset; expected two or more to share out")
+    first = min(max(round(fraction * count), 1), count - 1)
+    order = np.random.default_rng(check_int("seed", seed, 0)).permutation(count)
+    for rows in (np.sort(order[:first]).tolist(), np.sort(order[first:]).tolist()):
+        indices = [pair.indices[row] for row in rows] if isinstance(pair.indices, list) else pair.indices[rows]
+        yield pair.values[rows], indices
+
+
+def _facts(pair: GroundTruth | Targets) -> dict[str, str]:
+    """What a person wants to know of values and what they belong to."""
+    values, indices = pair
+    rows = "models" if getattr(indices, "ndim", 2) == 1 else "subsets"
+    runs = f" of {values.shape[1]} runs" if values.ndim == 3 else ""
+    if rows == "models":
+        trained = "all samples but one"
+    else:
+        mask = isinstance(indices, torch.Tensor) and indices.dtype == torch.bool
+        sizes = sorted({int(row.sum()) if mask else len(row) for row in indices})
+        trained = f"{sizes[0]} samples" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} samples"
+    numbers = f"{float(values.min()):.4g} to {float(values.max()):.4g}" if values.numel() else "none"
+    return {
+        "models" if rows == "models" else "subsets": f"{len(values)}{runs}", "test samples": str(values.shape[-1]),
+        "trained on": trained, "values": f"{numbers}, {str(values.dtype).removeprefix('torch.')}",
+    }
+
+
+def _in_short(pair: GroundTruth | Targets) -> str:
+    """One line."""
+    facts = _facts(pair)
+    (what, count), (tests, num_test), (_, trained), (_, numbers) = facts.items()
+    return f"{type(pair).__name__}({count} {what} x {num_test} {tests}, trained on {trained}; values {numbers})"
+
+
+def _as_html(pair: GroundTruth | Targets) -> str:
+    """A small table."""
+    rows = "".join(f"<tr><th>{what}</th><td>{found}</td></tr>" for what, found in _facts(pair).items())
+    return f"<table><caption>{type(pair).__name__}</caption>{rows}</table>"
 
 # %% ../../nbs/metric/00_ground_truth.ipynb #15cde889
 def calculate_loo_ground_truth(
@@ -124,11 +270,11 @@ def calculate_loo_ground_truth(
     directory = RetrainDir.open(retrain_dir, "loo")
     require_complete(directory)
     dataloader = in_order(test_dataloader)
-    num_test = _count_tests(dataloader)
-    job = _LooEvaluation(target_func, directory, dataloader, _template(directory, model, target_func))
+    num_test = count_tests(dataloader)
+    job = LooEvaluation(target_func, directory, dataloader, template_of(directory, model, target_func))
     values = job.run([(index,) for index in directory.subsets], n_jobs)
     if full_model is not None:
-        values = values - _checked(_called(target_func, full_model, dataloader, "full_model"), num_test, "full_model")
+        values = values - checked(called(target_func, full_model, dataloader, "full_model"), num_test, "full_model")
     return GroundTruth(values, torch.tensor(directory.subsets, dtype=torch.int64))
 
 # %% ../../nbs/metric/00_ground_truth.ipynb #786bb46a
@@ -139,7 +285,7 @@ def calculate_lds_ground_truth(
     *,
     n_jobs: int | None = None,
 ) -> GroundTruth:
-    """Minus the mean target of each subset's models from `retrain_lds`, for `lds`.
+    """Minus the mean target of each subset's models from `retrain_lds` or `retrain_subsets`, for `lds`.
 
     Parameters
     ----------
@@ -147,7 +293,7 @@ def calculate_lds_ground_truth(
         ``target_func(ckpt_path, dataloader)`` with the path of a state dict; returns a tensor of shape (num_test,),
         usually the loss of each test sample. An `EnsembleTarget` evaluates many models at once.
     retrain_dir : str or path-like
-        Directory written by `retrain_lds`.
+        Directory written by `retrain_lds` or `retrain_subsets`.
     test_dataloader : torch.utils.data.DataLoader
         Loader over the test samples; one that shuffles is put in order.
     n_jobs : int, optional
@@ -157,8 +303,8 @@ def calculate_lds_ground_truth(
     -------
     GroundTruth
         ``values`` of shape (num_subsets, num_test) in the dtype of the targets, larger is better when the target is a
-        loss, and ``indices`` of shape (num_subsets, subset_size), int64: the positions each subset was trained on.
-        On the CPU.
+        loss, and ``indices`` of shape (num_subsets, subset_size), int64: the positions each subset was trained on, or a
+        list of vectors where sizes differ. On the CPU.
 
     Raises
     ------
@@ -169,182 +315,74 @@ def calculate_lds_ground_truth(
     ValueError
         If it returns another shape, NaN or infinity, or a file is damaged; names the file.
     """
-    directory = RetrainDir.open(retrain_dir, "lds")
-    require_complete(directory)
-    dataloader = in_order(test_dataloader)
-    indices = _subset_indices(directory)
-    _count_tests(dataloader)
-    job = _LdsEvaluation(target_func, directory, dataloader)
-    keys = [(subset, run) for subset in directory.subsets for run in range(directory.num_runs)]
-    targets = job.run(keys, n_jobs).unflatten(0, (len(directory.subsets), directory.num_runs))
-    mean = targets.double().mean(1).to(targets.dtype)
-    return GroundTruth(-mean, indices)  # a target is a loss: less of it is better
+    return calculate_targets(target_func, retrain_dir, test_dataloader, n_jobs=n_jobs).ground_truth()
 
-# %% ../../nbs/metric/00_ground_truth.ipynb #72661121
-def _count_tests(dataloader: DataLoader) -> int:
-    """Number of test samples; `ValueError` if the loader leaves some out."""
-    count = len(LoaderRecipe.of(dataloader, "test_dataloader"))
-    if dataloader.drop_last and count % (dataloader.batch_size or 1):
-        raise ValueError(
-            f"test_dataloader: with drop_last=True and batch_size={dataloader.batch_size} some of the {count} test "
-            "samples are left out; use drop_last=False"
-        )
-    return count
+# %% ../../nbs/metric/00_ground_truth.ipynb #751d8e82
+def calculate_targets(
+    target_func: Callable,
+    retrain_dir: str | os.PathLike,
+    test_dataloader: DataLoader,
+    *,
+    cache: str | None = None,
+    n_jobs: int | None = None,
+) -> Targets:
+    """Targets of every run of every subset, from the models of `retrain_lds` or `retrain_subsets`.
 
+    `calculate_lds_ground_truth` is minus their mean over the runs. What differs between the runs of a subset is noise
+    of training, so two or more runs also say how well any scores could do (`lds_ceiling`).
 
-def _called(function: Callable, model: Any, dataloader: DataLoader, name: str) -> Any:
-    """What a target function returns; `RuntimeError` naming the model if it raises."""
-    try:
-        with seeded(0):
-            return function(model, fork_safe(dataloader))
-    except Exception as error:
-        raise RuntimeError(f"target_func raised {type(error).__name__}: {error}, for {name}") from error
+    Parameters
+    ----------
+    target_func : callable
+        ``target_func(ckpt_path, dataloader)`` with the path of a state dict; returns a tensor of shape (num_test,),
+        usually the loss of each test sample. An `EnsembleTarget` evaluates many models at once.
+    retrain_dir : str or path-like
+        Directory written by `retrain_lds` or `retrain_subsets`.
+    test_dataloader : torch.utils.data.DataLoader
+        Loader over the test samples; one that shuffles is put in order.
+    cache : str, optional
+        A name under which the values of each model are kept beside its checkpoint, in
+        ``{subset}/targets_{cache}_{run}.pt``. The next call with this name evaluates only what is missing. Values of
+        other test samples, another target function or a checkpoint that has changed since are an error; what a function
+        does inside is not looked at.
+    n_jobs : int, optional
+        Models evaluated at the same time, as in joblib; None is 1 unless inside `joblib.parallel_config`.
 
-
-def _checked(values: Any, num_test: int, name: str) -> torch.Tensor:
-    """Targets of one model on the CPU, shape (num_test,); `ValueError` or `TypeError` naming the model otherwise."""
-    if not isinstance(values, torch.Tensor):
-        raise TypeError(
-            f"target_func returned {type(values).__name__} for {name}; expected a torch.Tensor with one value per test "
-            f"sample, shape ({num_test},): torch.as_tensor makes one of a list or an array; a single number is not "
-            "enough."
-        )
-    values = values.detach().cpu()
-    if values.ndim == 0 and num_test == 1:
-        values = values[None]
-    if values.shape != (num_test,):
-        raise ValueError(
-            f"target_func returned shape {tuple(values.shape)} for {name}; expected one value per test sample, "
-            f"shape ({num_test},). For a loss, use reduction='none'; torch.cat joins batches."
-        )
-    broken = (~torch.isfinite(values)).nonzero().flatten().tolist()
-    if broken:
-        raise ValueError(
-            f"target_func returned NaN or infinity for {name} on {len(broken)} of {num_test} test samples (first: "
-            f"{broken[0]}). If the model diverged, delete its checkpoint, mend train_func and retrain."
-        )
-    return values if values.is_floating_point() else values.double()
-
-# %% ../../nbs/metric/00_ground_truth.ipynb #4656c6f9
-@runtime_checkable
-class EvaluatesMany(Protocol):
-    """A target function that can also evaluate several checkpoints as one; `EnsembleTarget` is one."""
-
-    def unit_size(self) -> int:
-        """How many models to evaluate as one, at most."""
-
-    def evaluate_many(self, checkpoints: Sequence[str], dataloader: DataLoader) -> Iterable[torch.Tensor]:
-        """Targets of each checkpoint, shape (num_models, num_test)."""
-
-# %% ../../nbs/metric/00_ground_truth.ipynb #f660a9fd
-def evaluates_many(target_func: Any) -> bool:
-    """Whether checkpoints are evaluated several at once."""
-    return isinstance(target_func, EvaluatesMany)
-
-# %% ../../nbs/metric/00_ground_truth.ipynb #27ce38b7
-def evaluate_checkpoints(
-    target_func: Any, files: Sequence[Path], dataloader: DataLoader, argument_for: Callable[[Path], Any] = str
-) -> list[torch.Tensor]:
-    """Targets of each checkpoint on the CPU, checked; the target function gets what `argument_for` makes of the file.
+    Returns
+    -------
+    Targets
+        ``values`` of shape (num_subsets, num_runs, num_test) in the dtype of the targets, and ``indices``, int64: the
+        positions each subset was trained on, shape (num_subsets, subset_size), or a list of vectors where sizes differ.
+        On the CPU.
 
     Raises
     ------
-    RuntimeError
-        If the target function raises.
-    TypeError, ValueError
-        If it does not return a finite number for each test sample. All name the file.
+    FileNotFoundError
+        If the directory is missing or models in it are; names them and the call that trains them.
+    TypeError
+        If `target_func` does not return a tensor.
+    ValueError
+        If it returns another shape, NaN or infinity, a file is damaged, or what is kept under `cache` belongs to
+        something else; names the file.
     """
-    num_test = _count_tests(dataloader)
-    if evaluates_many(target_func):
-        name = str(files[0]) + (f" to {files[-1]}" if len(files) > 1 else "")
-        rows = _called(target_func.evaluate_many, [str(file) for file in files], dataloader, name)
-    else:
-        rows = (_called(target_func, argument_for(file), dataloader, str(file)) for file in files)
-    return [_checked(values, num_test, str(file)) for values, file in zip(rows, files, strict=True)]
+    directory = RetrainDir.open(retrain_dir, LdsPlan.mode, SubsetsPlan.mode)
+    require_complete(directory)
+    dataloader = in_order(test_dataloader)
+    indices = _subset_indices(directory)
+    count_tests(dataloader)
+    kept = None if cache is None else KeptValues.of(cache, target_func, dataloader)
+    job = LdsEvaluation(target_func, directory, dataloader, kept=kept)
+    keys = [(subset, run) for subset in directory.subsets for run in range(directory.num_runs)]
+    values = job.run(keys, n_jobs).unflatten(0, (len(directory.subsets), directory.num_runs))
+    return Targets(values, indices)  # type: ignore[arg-type]
 
 
-@dataclass(frozen=True)
-class _Evaluation:
-    """Evaluates the models of some checkpoints; what the target function gets is up to `_argument`."""
-
-    target_func: Any
-    directory: RetrainDir
-    dataloader: DataLoader
-
-    def __call__(self, keys: Sequence[tuple[int, ...]]) -> list[tuple[tuple[int, ...], torch.Tensor]]:
-        """Targets of each model, named by its key in the directory."""
-        files = [self.directory.checkpoint(*key) for key in keys]
-        values = evaluate_checkpoints(self.target_func, files, self.dataloader, self._argument)
-        return list(zip(keys, values, strict=True))
-
-    def _argument(self, file: Path) -> Any:
-        """First argument of the target function."""
-        raise NotImplementedError
-
-    def run(self, keys: Sequence[tuple[int, ...]], n_jobs: int | None) -> torch.Tensor:
-        """Targets of all models, shape (num_models, num_test)."""
-        many = evaluates_many(self.target_func)
-        units = chunks(keys, self.target_func.unit_size() if many else 1)
-        description = f"evaluating ({self.directory.kind.mode})"
-        evaluated = run_tasks(self, units, n_jobs=n_jobs, description=description, sizes=[len(unit) for unit in units])
-        with torch.inference_mode(False):  # so that the result can be used in any way
-            targets = dict(pair for unit in evaluated for pair in unit)
-            return torch.stack([targets[key] for key in keys])
-
-# %% ../../nbs/metric/00_ground_truth.ipynb #3f11730d
-@dataclass(frozen=True)
-class _LooEvaluation(_Evaluation):
-    """The target function gets the module trained without one sample."""
-
-    model: nn.Module | None
-
-    def _argument(self, file: Path) -> nn.Module:
-        state = load_checkpoint(file, modules=True)
-        return state if isinstance(state, nn.Module) else self._filled(state, file)
-
-    def _filled(self, state: dict[str, Any], file: Path) -> nn.Module:
-        """The module with the weights of a checkpoint."""
-        if self.model is None:
-            raise ValueError(f"{file} holds weights, while other checkpoints hold whole modules; pass model=")
-        model = copy.deepcopy(self.model)  # threads may share this object
-        try:
-            model.load_state_dict(state)
-        except (RuntimeError, TypeError) as error:
-            raise ValueError(f"model: the weights in {file} do not fit {type(model).__name__}: {error}") from error
-        return model
-
-
-def _template(directory: RetrainDir, model: nn.Module | None, target_func: Callable) -> nn.Module | None:
-    """Module to put weights into: the user's or the saved one; None where checkpoints or target_func bring it."""
-    if model is not None:
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-        return copy.deepcopy(model)
-    if evaluates_many(target_func):
-        return None
-    file = directory.path / str(LooPlan.module)
-    if file.exists():
-        return load_checkpoint(file, modules=True)
-    if isinstance(load_checkpoint(directory.checkpoint(directory.subsets[0]), modules=True), nn.Module):
-        return None
-    raise ValueError(
-        f"{file} is not there (it could not be saved, or was removed), so the weights have nowhere to go. "
-        "Pass model=, an instance of the class that train_func returns."
-    )
-
-# %% ../../nbs/metric/00_ground_truth.ipynb #0a6154c6
-class _LdsEvaluation(_Evaluation):
-    """The target function gets the path of a checkpoint that is known to be whole."""
-
-    def _argument(self, file: Path) -> str:
-        verify_checksums(file) if owner_of(file) else load_checkpoint(file)  # others have no hash of all their bytes
-        return str(file)
-
-
-def _subset_indices(directory: RetrainDir) -> torch.Tensor:
-    """Training positions of every subset, int64, shape (num_subsets, subset_size)."""
+def _subset_indices(directory: RetrainDir) -> torch.Tensor | list[torch.Tensor]:
+    """Training positions of every subset, int64, shape (num_subsets, subset_size), or a list if sizes may differ."""
     rows = [torch.from_numpy(directory.read_indices(subset)) for subset in directory.subsets]
     sizes = {len(row) for row in rows}
+    if len(sizes) > 1 and not directory.kind.equal_sizes:
+        return rows
     if len(sizes) > 1:
         short = min(directory.subsets, key=lambda subset: len(rows[directory.subsets.index(subset)]))
         raise ValueError(
@@ -388,10 +426,31 @@ def _own_indices(name: str, indices: Any, num_models: int) -> torch.Tensor | lis
 # %% ../../nbs/metric/00_ground_truth.ipynb #e91fecde
 def as_ground_truth(name: str, pair: Any) -> GroundTruth:
     """A ground truth of tensors of its own, on the CPU, from any pair; an error names what is wrong with it."""
+    return GroundTruth(*_own_pair(name, pair, 2, "(num_models, num_test)"))
+
+
+def _as_targets(name: str, pair: Any) -> Targets:
+    """Targets in tensors of their own; an error names what is wrong with them."""
+    targets = Targets(*_own_pair(name, pair, 3, "(num_subsets, num_runs, num_test)"))
+    if getattr(targets.indices, "ndim", 2) == 1:
+        raise ValueError(f"{name}, indices: expected the positions of each subset, got removed positions")
+    return targets
+
+
+def _own_pair(name: str, pair: Any, ndim: int, shape: str) -> tuple[torch.Tensor, Any]:
+    """Values with the right number of axes, and indices, in tensors of their own on the CPU."""
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
         got = f"{type(pair).__name__}" + (f" of length {len(pair)}" if isinstance(pair, (tuple, list)) else "")
         raise ValueError(f"{name}: expected a pair of tensors (values, indices), got {got}")
     values = _own(f"{name}, values", pair[0])
-    if values.ndim != 2:
-        raise ValueError(f"{name}, values: expected shape (num_models, num_test), got {tuple(values.shape)}")
-    return GroundTruth(values, _own_indices(f"{name}, indices", pair[1], len(values)))  # type: ignore[arg-type]
+    if values.ndim != ndim:
+        raise ValueError(f"{name}, values: expected shape {shape}, got {tuple(values.shape)}")
+    return values, _own_indices(f"{name}, indices", pair[1], len(values))
+
+
+def _content(what: str, path: str | os.PathLike) -> Any:
+    """What is in a file of ours."""
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise FileNotFoundError(f"{what}: there is no file {file}")
+    return load_checkpoint(file)

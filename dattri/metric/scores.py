@@ -35,7 +35,7 @@ def _read(matrix: Any, part: Any) -> torch.Tensor:
             values = values if isinstance(values, torch.Tensor) else np.asarray(values)
     if isinstance(matrix, np.memmap):
         values = np.array(values)
-        if hasattr(mmap, "MADV_DONTNEED"):
+        if hasattr(mmap, "MADV_DONTNEED") and matrix._mmap is not None:  # type: ignore[attr-defined]
             matrix._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
     values = as_real_tensor("score", values)
     return values.byte() if values.dtype == torch.bool else values

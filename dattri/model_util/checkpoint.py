@@ -186,6 +186,12 @@ def has_zip_directory(path: str | Path) -> bool:
     """Whether the file is there and ends as a checkpoint ends, with nothing cut off."""
     return owner_of(path) is not None
 
+# %% ../../nbs/model_util/02_checkpoint.ipynb #86bbe32b
+def content_id(path: str | Path) -> str:
+    """Digest that changes whenever a checkpoint does: the one that it names, or that of its bytes."""
+    owner, _, digest = _end_of(path)[22:].decode(errors="replace").rpartition(" ")
+    return digest if owner.startswith("dattri ") else hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
 # %% ../../nbs/model_util/02_checkpoint.ipynb #b97d995a
 def with_owner(data: bytes, owner: str) -> bytes:
     """A checkpoint that says whose it is, and what its bytes were."""

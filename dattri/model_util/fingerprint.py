@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from .loader import LoaderRecipe
 
@@ -69,3 +69,35 @@ def samples_digest(recipe: LoaderRecipe) -> str:
 def _raw(tensor: torch.Tensor) -> memoryview:
     """The bytes of a tensor on the CPU."""
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+# %% ../../nbs/model_util/12_fingerprint.ipynb #98904e01
+def batches_digest(dataloader: DataLoader) -> str:
+    """Digest of all that a loader gives."""
+    digests: dict[str, Any] = {}
+    for batch in dataloader:
+        for name, value in _leaves(batch):
+            digest = digests.setdefault(name, hashlib.sha256())
+            if isinstance(value, (torch.Tensor, np.ndarray)):
+                digest.update(_raw(torch.as_tensor(value).detach().cpu()))
+            else:
+                digest.update(describe(value).encode())
+    listed = " ".join(f"{name}:{digest.hexdigest()}" for name, digest in sorted(digests.items()))
+    return hashlib.sha256(listed.encode()).hexdigest()
+
+
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Parts of a batch that are no containers, with where they are and of what dtype and shape."""
+    if isinstance(value, Mapping):
+        value = dict(value)
+    elif not isinstance(value, (torch.Tensor, np.ndarray, list, tuple)) and hasattr(value, "__dict__"):
+        value = vars(value)
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _leaves(item, f"{name}.{key}")
+    elif isinstance(value, (list, tuple)) and not all(isinstance(item, (str, bytes, int, float)) for item in value):
+        for number, item in enumerate(value):
+            yield from _leaves(item, f"{name}[{number}]")
+    elif isinstance(value, (torch.Tensor, np.ndarray)):
+        yield f"{name} {value.dtype} {tuple(value.shape[1:])}", value
+    else:
+        yield from ((name, item) for item in (value if isinstance(value, (list, tuple)) else [value]))

@@ -145,7 +145,7 @@ def _check_positions(indices: Iterable[int], data_length: int) -> tuple[int, ...
         raise ValueError(f"indices: {twice[:5]} given more than once; each position can be removed only once")
     return listed
 
-# %% ../../nbs/model_util/03_plan.ipynb #1c41d46c
+# %% ../../nbs/model_util/03_plan.ipynb #37f08db9
 class _Numbered(_Layout):
     """Plans whose subsets are numbered from 0, each trained on several times."""
 
@@ -264,7 +264,7 @@ class LdsPlan(_Numbered):
         generator = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(task.subset,)))
         return np.sort(generator.choice(self.data_length, self.subset_size, replace=False)).astype(np.int64)
 
-# %% ../../nbs/model_util/03_plan.ipynb #1eba8df6
+# %% ../../nbs/model_util/03_plan.ipynb #7979b1ed
 def pack_subsets(subsets: Any, data_length: int) -> np.ndarray:
     """Which sample (bit) is in which subset (row), uint8, shape (num_subsets, data_length / 8 rounded up).
 
@@ -317,7 +317,7 @@ def _mask_of(subset: int, row: np.ndarray, data_length: int) -> np.ndarray:
     """Which positions are in a subset; `ValueError` naming what is wrong with it."""
     if row.dtype.kind == "b":
         if len(row) != data_length:
-            raise ValueError(f"subsets: the mask has {len(row)} columns, but the dataloader holds {data_length} samples")
+            raise ValueError(f"subsets: the mask has {len(row)} columns; the dataloader holds {data_length} samples")
         if not row.any():
             raise ValueError(f"subsets: subset {subset} is empty; a model needs samples to train on")
         return row
@@ -337,7 +337,7 @@ def _mask_of(subset: int, row: np.ndarray, data_length: int) -> np.ndarray:
         )
     return mask
 
-# %% ../../nbs/model_util/03_plan.ipynb #c5af156c
+# %% ../../nbs/model_util/03_plan.ipynb #0e871a67
 @dataclass(frozen=True)
 class SubsetsPlan(_Numbered):
     """Train on subsets that the user names, each several times.

@@ -201,7 +201,7 @@ def retrain_lds(
         train_func, recipe, path, seed, n_jobs=n_jobs, devices=devices, overwrite=overwrite, kwargs=kwargs,
     )
 
-# %% ../../nbs/model_util/06_retrain.ipynb #2edc6032
+# %% ../../nbs/model_util/06_retrain.ipynb #b78d4b65
 def retrain_subsets(
     train_func: Callable,
     dataloader: DataLoader,

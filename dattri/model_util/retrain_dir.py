@@ -63,7 +63,7 @@ def _folders(plan: Plan) -> dict[int, str]:
     """Folder of each subset, relative to the directory."""
     return {subset: f"./{plan.folder(Task(subset, 0, 0))}" for subset in plan.subsets}
 
-# %% ../../nbs/model_util/04_retrain_dir.ipynb #000b83e1
+# %% ../../nbs/model_util/04_retrain_dir.ipynb #ea33fc6b
 WRITERS = "retrain_loo, retrain_lds or retrain_subsets"
 
 
@@ -77,6 +77,7 @@ def _write_members(path: Path, metadata: Mapping[str, Any], members: np.ndarray)
     file = path / _members_file(metadata["subsets_sha256"])
     buffer = io.BytesIO()
     np.save(buffer, members, allow_pickle=False)
+    sweep(path)  # what a call that was killed here has left
     if not file.is_file() or file.read_bytes() != buffer.getvalue():
         atomic_write(file, buffer.getvalue())
 
@@ -445,6 +446,11 @@ class RetrainDir:
         return positions
 
 
+def kept_file(name: str, checkpoint: str) -> str:
+    """File beside a checkpoint with the values that were computed from it and kept under a name."""
+    return checkpoint.replace("model_weights", f"targets_{name}")
+
+
 def _refuse_link(folder: Path) -> None:
     """`ValueError` if a folder of a directory is a link: nothing outside of the directory is written or removed."""
     if folder.is_symlink():
@@ -551,7 +557,8 @@ def _discard(
             file.unlink()
     for folder in folders:
         _refuse_link(folder)
-        for file in [*folder.glob("model_weights*.pt"), folder / "indices.txt"]:
+        patterns = ("model_weights*.pt", kept_file("*", "model_weights.pt"), "indices.txt")
+        for file in [file for pattern in patterns for file in folder.glob(pattern)]:
             file.unlink(missing_ok=True)
         with suppress(OSError):  # not empty: the rest is not ours
             folder.rmdir()
