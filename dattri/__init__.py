@@ -40,6 +40,10 @@ _PUBLIC = {
     "metric.uncertainty": {
         "lds_interval": "Mean LDS and a confidence interval for it over infinitely many subsets and test samples."
     },
+    "metric.removal": {
+        "removal_test": "What happens to each test sample when the training samples with its top scores are removed.",
+        "brittleness": "Smallest number of top samples whose removal flips the prediction of each test sample.",
+    },
     "metric.mislabel": {
         "mislabel_detection_auc": "How well self-attribution finds mislabelled samples: ROC curve and area under it."
     },
@@ -90,6 +94,7 @@ if TYPE_CHECKING:  # what an editor knows of the names
     from dattri.model_util.target import EnsembleTarget
     from dattri.metric.correlation import lds, loo_corr, Predictions
     from dattri.metric.uncertainty import lds_interval
+    from dattri.metric.removal import removal_test, brittleness
     from dattri.metric.mislabel import mislabel_detection_auc
     from dattri.metric.report import judge
     from dattri.metric.files import read_scores, read_ground_truth

@@ -15,7 +15,8 @@ import dattri
 FRONT_DOOR = [
     "retrain_loo", "retrain_lds", "retrain_subsets", "EnsembleTrainer", "SingleModelTrainer",
     "calculate_loo_ground_truth", "calculate_lds_ground_truth", "calculate_targets", "GroundTruth", "Targets",
-    "EnsembleTarget", "lds", "loo_corr", "Predictions", "lds_interval", "mislabel_detection_auc", "judge",
+    "EnsembleTarget", "lds", "loo_corr", "Predictions", "lds_interval", "removal_test", "brittleness",
+    "mislabel_detection_auc", "judge",
     "read_scores", "read_ground_truth",
     "load_benchmark", "list_benchmarks", "find_setting", "register_setting", "Setting", "build_benchmark",
     "publish_benchmark", "Datasets", "digits", "flip_label", "SubsetSampler",
@@ -50,6 +51,7 @@ MODULES = {
         "GroundTruth", "Targets", "calculate_lds_ground_truth", "calculate_loo_ground_truth", "calculate_targets",
     ],
     "dattri.metric.mislabel": ["MislabelDetection", "RocCurve", "mislabel_detection_auc"],
+    "dattri.metric.removal": ["Brittleness", "RemovalRow", "RemovalTest", "brittleness", "removal_test"],
     "dattri.metric.report": ["Report", "judge"],
     "dattri.metric.uncertainty": ["ConfidenceInterval", "lds_interval"],
     "dattri.model_util.ensemble": ["EnsembleTrainer"],

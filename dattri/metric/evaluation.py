@@ -236,7 +236,7 @@ class LooEvaluation(Evaluation):
             raise ValueError(f"model: the weights in {file} do not fit {type(model).__name__}: {error}") from error
         return model
 
-
+# %% ../../nbs/metric/12_evaluation.ipynb #5ef3da30
 def template_of(directory: RetrainDir, model: nn.Module | None, target_func: Callable) -> nn.Module | None:
     """Module to put weights into: the user's or the saved one; None where checkpoints or target_func bring it."""
     if model is not None:
