@@ -283,7 +283,7 @@ def class_share(score: Any, train_labels: Any, test_labels: Any, *, k: int = 10)
         same = test[tests].to(values.device)[:, None] == train.to(values.device)
         top = _top(values, k)
         in_top = (top.above & same).sum(1) + top.chance * (top.tied & same).sum(1)
-        return torch.stack([in_top / k, same.sum(1) / len(train)])
+        return torch.stack([in_top / k, same.sum(1).double() / len(train)])
 
     return ClassShare(*_of_each(of_some, score, len(test)))
 
