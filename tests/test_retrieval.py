@@ -152,6 +152,28 @@ def test_dtypes_and_layouts(dtype, tmp_path):
     assert all(map(torch.equal, blocks, retrieval(values, relevant)))
 
 
+class Elsewhere:
+    """What HDF5, Zarr and Dask arrays have in common: a shape, a dtype, and slices that are read when asked for."""
+
+    def __init__(self, values, chunks):
+        self.values, self.shape, self.dtype, self.chunks = values, values.shape, values.dtype, chunks
+
+    def __getitem__(self, part):
+        return self.values[part]
+
+
+@pytest.mark.parametrize("chunks", [None, (40, 1), (1, 15), (7, 4), ()])
+def test_arrays_of_other_libraries(chunks):
+    values, labels, tests = GENERATOR.standard_normal((40, 15)), np.arange(40) % 3, np.arange(15) % 3
+    relevant, there = values + GENERATOR.standard_normal((40, 15)) > 1, Elsewhere(values, chunks)
+    relevant[0] = True
+    assert all(map(torch.equal, retrieval(there, relevant), retrieval(values, relevant)))
+    assert all(map(torch.equal, retrieval(there, Elsewhere(relevant, chunks)), retrieval(values, relevant)))
+    assert torch.equal(class_share(there, labels, tests).share, class_share(values, labels, tests).share)
+    assert torch.equal(top_overlap(there, -values).overlap, top_overlap(values, -values).overlap)
+    assert torch.equal(top_overlap(-values, there).overlap, top_overlap(values, -values).overlap)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_tensors(dtype):
     score = torch.randn(40, 15, generator=torch.Generator().manual_seed(0)).to(dtype)

@@ -27,7 +27,7 @@ def numpy_of(values: Any) -> np.ndarray:
         return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
     return np.asarray(values)
 
-
+# %% ../../nbs/benchmark/15_noise.ipynb #ab323236
 def changed(values: Any, indices: np.ndarray, new: np.ndarray) -> Values:
     """A copy of the same kind, dtype and device, with other values at some positions."""
     if not isinstance(values, torch.Tensor):
@@ -38,7 +38,7 @@ def changed(values: Any, indices: np.ndarray, new: np.ndarray) -> Values:
     copy[torch.from_numpy(indices).to(copy.device)] = torch.from_numpy(new).to(copy)
     return copy
 
-
+# %% ../../nbs/benchmark/15_noise.ipynb #c686ffbe
 def check_samples(name: str, values: Any) -> None:
     """`TypeError` or `ValueError` unless it is an array or a tensor with an axis of samples."""
     if not isinstance(values, (np.ndarray, torch.Tensor)):
@@ -47,7 +47,7 @@ def check_samples(name: str, values: Any) -> None:
     if values.ndim == 0:
         raise ValueError(f"{name}: expected samples, shape (num_samples, ...), got a single number")
 
-
+# %% ../../nbs/benchmark/15_noise.ipynb #2c8c2ccb
 def drawn(count: int, p: float, generator: np.random.Generator) -> np.ndarray:
     """Exactly ``int(p * count)`` distinct positions, ascending; `ValueError` if `p` is no share."""
     if not 0 <= p <= 1:
@@ -63,7 +63,7 @@ def flip_by_matrix(
     How many of a class get which label is not drawn: it is the expected count, rounded so that the counts add up (the
     largest remainders are rounded up, of equal ones those of the first classes). So the counts are the same for every
     seed, and each differs from the expected one by less than 1. Which samples of the class get which label is drawn
-    evenly. Class-dependent noise is that of Patrini et al. (2017, arXiv:1609.03683, section 3).
+    evenly. Class-dependent noise is that of Patrini et al. (2017, arXiv:1609.03683).
 
     Parameters
     ----------
@@ -319,7 +319,7 @@ def plant_shortcut(
 ) -> Planted:
     """Make a feature of the input mean a class: set it in a share of the samples, and give these the class's label.
 
-    A model that learns it has a back door (Gu et al. 2017, arXiv:1708.06733, section 4). The carriers are the
+    A model that learns it has a back door (Gu et al. 2017, arXiv:1708.06733). The carriers are the
     training samples that matter for what the model says about test inputs with the feature.
 
     Parameters

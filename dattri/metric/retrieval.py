@@ -46,7 +46,7 @@ def retrieval(score: Any, relevant: Any, *, k: int = 10) -> Retrieval:
 
     Each number is the expected one when equal scores are put in random order, exactly; constant scores get what random
     ones get. Without ties they are the usual ones, such as `sklearn.metrics.average_precision_score`. Fact tracing is
-    judged by them (Akyürek et al. 2022, arXiv:2205.11482, section 4.3: mean reciprocal rank and recall of the top 10).
+    judged by them (Akyürek et al. 2022, arXiv:2205.11482: mean reciprocal rank, and recall of the top 10).
 
     Parameters
     ----------
@@ -248,7 +248,7 @@ def class_share(score: Any, train_labels: Any, test_labels: Any, *, k: int = 10)
 
     The expected share when equal scores are put in random order, exactly. With classes, it is the identical-class test
     of explanations; with subclasses that the model was not told of, the identical-subclass test (Hanawa et al. 2021,
-    arXiv:2006.04528, section 4.2).
+    arXiv:2006.04528).
 
     Parameters
     ----------
