@@ -6,24 +6,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence, Sized
-from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Sampler
 
+from dattri.benchmark.noise import (
+    add_duplicates,
+    add_feature_noise,
+    flip_by_matrix,
+    numpy_of,
+    plant_check,
+    plant_shortcut,
+)
+
+_all_ = ["add_duplicates", "add_feature_noise", "flip_by_matrix", "plant_check", "plant_shortcut"]
+
 # %% auto #0
-__all__ = ['flip_label', 'SubsetSampler']
+__all__ = ['flip_label', 'SubsetSampler', 'add_duplicates', 'add_feature_noise', 'flip_by_matrix', 'plant_check',
+           'plant_shortcut']
 
 # %% ../../nbs/benchmark/00_utils.ipynb #e7c8e5c7
-def _numpy(values: Any) -> np.ndarray:
-    """Values as a numpy array, wherever and in whatever dtype they are."""
-    if isinstance(values, torch.Tensor):
-        values = values.detach().cpu()
-        return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
-    return np.asarray(values)
-
-
 def _other_labels(labels: np.ndarray, space: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """For each label one of `space` (sorted, distinct) that differs from it, drawn evenly."""
     place = np.searchsorted(space, labels).clip(max=len(space) - 1)
@@ -68,12 +71,12 @@ def flip_label(
         If `p` is outside [0, 1], `label` or `label_space` is not one-dimensional, or the label space offers nothing
         else to flip to or does not fit the dtype of `label`.
     """
-    original = _numpy(label)
+    original = numpy_of(label)
     if original.ndim != 1:
         raise ValueError(f"label: expected one label per sample, shape (num_samples,), got shape {original.shape}")
     if not 0 <= p <= 1:
         raise ValueError(f"p: expected a share in [0, 1], got {p!r}")
-    space = original if label_space is None else _numpy(label_space)
+    space = original if label_space is None else numpy_of(label_space)
     if space.ndim != 1:
         remedy = (
             f"a share of the samples is passed as p={label_space}"

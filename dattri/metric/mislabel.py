@@ -61,12 +61,7 @@ def mislabel_detection_auc(score: torch.Tensor, ground_truth: torch.Tensor) -> M
         real numbers (see `as_real_tensor`); names the argument.
     """
     with single_thread():
-        values, is_wrong = _check(score, ground_truth)
-        if values.device.type == "cpu":
-            counts = [torch.from_numpy(part.copy()) for part in _counts(values.numpy(), is_wrong.numpy())]
-        else:
-            counts = list(_counts_on_gpu(values, is_wrong))
-        thresholds, wrong, clean = (_from(start, part) for start, part in zip((torch.inf, 0, 0), counts, strict=True))
+        thresholds, wrong, clean = count_found(score, ground_truth)
         tpr, fpr = wrong / wrong[-1], clean / clean[-1]
     if wrong[-1] == 0 or clean[-1] == 0:
         absent = "mislabelled" if wrong[-1] == 0 else "clean"
@@ -133,3 +128,21 @@ def _counts_on_gpu(score: torch.Tensor, is_wrong: torch.Tensor) -> tuple[torch.T
 def _from(start: float, values: torch.Tensor) -> torch.Tensor:
     """Values with one more in front, float64."""
     return torch.cat([torch.tensor([start], dtype=torch.float64, device=values.device), values.double()])
+
+# %% ../../nbs/metric/02_mislabel.ipynb #3d63e6f0
+class Found(NamedTuple):
+    """Thresholds, infinity first, and the mislabelled and the clean samples that score at least as much, float64."""
+
+    thresholds: torch.Tensor
+    wrong: torch.Tensor
+    clean: torch.Tensor
+
+# %% ../../nbs/metric/02_mislabel.ipynb #ad55b530
+def count_found(score: Any, ground_truth: Any) -> Found:
+    """What has been found down to each threshold, from none inspected to all; arguments as `mislabel_detection_auc`."""
+    values, is_wrong = _check(score, ground_truth)
+    if values.device.type == "cpu":
+        counts = [torch.from_numpy(part.copy()) for part in _counts(values.numpy(), is_wrong.numpy())]
+    else:
+        counts = list(_counts_on_gpu(values, is_wrong))
+    return Found(*(_from(start, part) for start, part in zip((torch.inf, 0, 0), counts, strict=True)))
