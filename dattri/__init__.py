@@ -47,6 +47,13 @@ _PUBLIC = {
     "metric.mislabel": {
         "mislabel_detection_auc": "How well self-attribution finds mislabelled samples: ROC curve and area under it."
     },
+    "metric.retrieval": {
+        "retrieval_metrics": "Do the training samples that are known to be relevant rank first?",
+        "class_share": "Are the top training samples of the same class as the test sample?",
+        "top_overlap": "Do two methods, or two runs of one, name the same training samples?",
+        "detection_curve":
+            "How many wrong labels are found by inspecting the training samples with the largest scores?",
+    },
     "metric.report": {
         "judge": "Judge scores with the metric that a ground truth is for: numbers, a summary and a picture."
     },
@@ -96,6 +103,7 @@ if TYPE_CHECKING:  # what an editor knows of the names
     from dattri.metric.uncertainty import lds_interval
     from dattri.metric.removal import removal_test, brittleness
     from dattri.metric.mislabel import mislabel_detection_auc
+    from dattri.metric.retrieval import retrieval_metrics, class_share, top_overlap, detection_curve
     from dattri.metric.report import judge
     from dattri.metric.files import read_scores, read_ground_truth
     from dattri.benchmark.load import load_benchmark

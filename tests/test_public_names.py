@@ -16,7 +16,7 @@ FRONT_DOOR = [
     "retrain_loo", "retrain_lds", "retrain_subsets", "EnsembleTrainer", "SingleModelTrainer",
     "calculate_loo_ground_truth", "calculate_lds_ground_truth", "calculate_targets", "GroundTruth", "Targets",
     "EnsembleTarget", "lds", "loo_corr", "Predictions", "lds_interval", "removal_test", "brittleness",
-    "mislabel_detection_auc", "judge",
+    "mislabel_detection_auc", "retrieval_metrics", "class_share", "top_overlap", "detection_curve", "judge",
     "read_scores", "read_ground_truth",
     "load_benchmark", "list_benchmarks", "find_setting", "register_setting", "Setting", "build_benchmark",
     "publish_benchmark", "Datasets", "digits", "flip_label", "SubsetSampler",
@@ -37,7 +37,14 @@ MODULES = {
     "dattri.benchmark.training": [
         "SingleModelTrainer", "block_loss", "cosine", "decay_matrices", "last_token_loss", "next_token_loss",
     ],
-    "dattri.benchmark.utils": ["SubsetSampler", "flip_label"],
+    "dattri.benchmark.noise": [
+        "Copies", "PlantCheck", "Planted", "Shortcut", "add_duplicates", "add_feature_noise", "flip_by_matrix",
+        "plant_check", "plant_shortcut",
+    ],
+    "dattri.benchmark.utils": [
+        "SubsetSampler", "add_duplicates", "add_feature_noise", "flip_by_matrix", "flip_label", "plant_check",
+        "plant_shortcut",
+    ],
     "dattri.demo": ["run_demo"],
     "dattri.metric": [
         "ConfidenceInterval", "Correlation", "GroundTruth", "MislabelDetection", "Predictions", "RocCurve", "Targets",
@@ -52,6 +59,10 @@ MODULES = {
     ],
     "dattri.metric.mislabel": ["MislabelDetection", "RocCurve", "mislabel_detection_auc"],
     "dattri.metric.removal": ["Brittleness", "RemovalRow", "RemovalTest", "brittleness", "removal_test"],
+    "dattri.metric.retrieval": [
+        "ClassShare", "DetectionCurve", "Retrieval", "TopOverlap", "class_share", "detection_curve",
+        "retrieval_metrics", "top_overlap",
+    ],
     "dattri.metric.report": ["Report", "judge"],
     "dattri.metric.uncertainty": ["ConfidenceInterval", "lds_interval"],
     "dattri.model_util.ensemble": ["EnsembleTrainer"],

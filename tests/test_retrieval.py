@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 
 import dattri.metric.retrieval as module
 from dattri.metric import mislabel_detection_auc
-from dattri.metric.retrieval import class_share, detection_curve, retrieval, top_overlap
+from dattri.metric.retrieval import class_share, detection_curve, top_overlap
+from dattri.metric.retrieval import retrieval_metrics as retrieve
 
 GENERATOR = np.random.default_rng(0)
 DTYPES = ["?", "i1", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", ">f4", ">i2"]
@@ -41,7 +42,7 @@ def test_ties_are_the_mean_over_all_orders(num_train, levels):
     relevant[0, ~relevant.any(0)] = True
     for k in {1, (num_train + 1) // 2, num_train}:
         expected = np.transpose([brute_force(s, r, k) for s, r in zip(score.T, relevant.T, strict=True)])
-        np.testing.assert_allclose(torch.stack(retrieval(score.astype(float), relevant, k=k)), expected, rtol=1e-13)
+        np.testing.assert_allclose(torch.stack(retrieve(score.astype(float), relevant, k=k)), expected, rtol=1e-13)
 
 
 @pytest.mark.parametrize("levels", [1, 2, 3, 9])
@@ -64,13 +65,13 @@ def test_shares_and_overlaps_are_the_mean_over_all_orders(levels, k):
 def test_without_ties_as_scikit_learn():
     score, relevant = GENERATOR.standard_normal((300, 40)), GENERATOR.random((300, 40)) < 0.05
     relevant[0] |= ~relevant.any(0)
-    found = retrieval(score, relevant)
+    found = retrieve(score, relevant)
     each = [sklearn.metrics.average_precision_score(r, s) for r, s in zip(relevant.T, score.T, strict=True)]
     np.testing.assert_allclose(found.average_precision, each, rtol=1e-12)
     mean = sklearn.metrics.label_ranking_average_precision_score(relevant.T, score.T)
     assert float(found.average_precision.mean()) == pytest.approx(mean, rel=1e-12)
     first = relevant & (np.cumsum(relevant, 0) == 1)  # with one relevant sample both are the same
-    alone = retrieval(score, first)
+    alone = retrieve(score, first)
     hits = [sklearn.metrics.top_k_accuracy_score([c], s[None], k=10, labels=range(300))
             for c, s in zip(first.argmax(0), score.T, strict=True)]  # fmt: skip
     assert alone.recall.tolist() == hits
@@ -93,7 +94,7 @@ def test_top_of_scores_without_ties_is_what_topk_gives():
 @pytest.mark.parametrize(("num_train", "num_relevant"), [(100000, 1), (100000, 3), (100000, 50000), (7, 7)])
 def test_constant_scores_get_what_chance_gets(num_train, num_relevant):
     places = [range(num_relevant)]
-    found = retrieval(np.zeros((num_train, 1)), places, k=7)
+    found = retrieve(np.zeros((num_train, 1)), places, k=7)
     draws = np.arange(1, num_train + 1)
     harmonic = np.sum(1 / draws)
     density = (num_relevant - 1) / max(1, num_train - 1)
@@ -110,7 +111,7 @@ def test_a_tie_far_down_has_all_its_digits():
     """Group of 2 at ranks 10**6 - 1 and 10**6, computed by hand."""
     score = np.arange(10**6, 0, -1).astype(float)
     score[-2:] = 1
-    found = retrieval(score[:, None], [[10**6 - 1]])
+    found = retrieve(score[:, None], [[10**6 - 1]])
     expected = (1 / (10**6 - 1) + 1e-6) / 2
     assert float(found.average_precision) == pytest.approx(expected, rel=1e-14, abs=0)
     assert float(found.reciprocal_rank) == pytest.approx(expected, rel=1e-14, abs=0)
@@ -131,7 +132,7 @@ def test_dtypes_and_layouts(dtype, tmp_path):
     relevant = GENERATOR.random((40, 15)) < 0.2
     relevant[0] = True
     labels, tests = GENERATOR.integers(0, 3, 40), GENERATOR.integers(0, 3, 15)
-    expected = [retrieval(values.astype("f8"), relevant), class_share(values.astype("f8"), labels, tests)]
+    expected = [retrieve(values.astype("f8"), relevant), class_share(values.astype("f8"), labels, tests)]
     expected_overlap = top_overlap(values.astype("f8"), other)
     files = {}
     for order in "CF":
@@ -142,14 +143,14 @@ def test_dtypes_and_layouts(dtype, tmp_path):
     native = torch.from_numpy(values.astype(values.dtype.newbyteorder("=")))
     arrays = [values, np.asfortranarray(values), values[::-1].copy()[::-1], *files.values()]
     for score in [*arrays, native, native.T.clone().T]:
-        given = [retrieval(score, relevant), class_share(score, labels, tests)]
+        given = [retrieve(score, relevant), class_share(score, labels, tests)]
         for ours, theirs in zip(itertools.chain(*given), itertools.chain(*expected), strict=True):
             assert ours.dtype == torch.promote_types(torch.float32, native.dtype)
             torch.testing.assert_close(ours, theirs.to(ours.dtype), rtol=1e-7, atol=0)
         overlap = top_overlap(score, other).overlap
         torch.testing.assert_close(overlap, expected_overlap.overlap.to(overlap.dtype), rtol=1e-7, atol=0)
-    blocks = retrieval(iter(np.array_split(values, 4, axis=1)), relevant)
-    assert all(map(torch.equal, blocks, retrieval(values, relevant)))
+    blocks = retrieve(iter(np.array_split(values, 4, axis=1)), relevant)
+    assert all(map(torch.equal, blocks, retrieve(values, relevant)))
 
 
 class Elsewhere:
@@ -167,8 +168,8 @@ def test_arrays_of_other_libraries(chunks):
     values, labels, tests = GENERATOR.standard_normal((40, 15)), np.arange(40) % 3, np.arange(15) % 3
     relevant, there = values + GENERATOR.standard_normal((40, 15)) > 1, Elsewhere(values, chunks)
     relevant[0] = True
-    assert all(map(torch.equal, retrieval(there, relevant), retrieval(values, relevant)))
-    assert all(map(torch.equal, retrieval(there, Elsewhere(relevant, chunks)), retrieval(values, relevant)))
+    assert all(map(torch.equal, retrieve(there, relevant), retrieve(values, relevant)))
+    assert all(map(torch.equal, retrieve(there, Elsewhere(relevant, chunks)), retrieve(values, relevant)))
     assert torch.equal(class_share(there, labels, tests).share, class_share(values, labels, tests).share)
     assert torch.equal(top_overlap(there, -values).overlap, top_overlap(values, -values).overlap)
     assert torch.equal(top_overlap(-values, there).overlap, top_overlap(values, -values).overlap)
@@ -178,13 +179,13 @@ def test_arrays_of_other_libraries(chunks):
 def test_half_precision_tensors(dtype):
     score = torch.randn(40, 15, generator=torch.Generator().manual_seed(0)).to(dtype)
     relevant = torch.rand(40, 15, generator=torch.Generator().manual_seed(0)) < 0.3
-    assert all(map(torch.equal, retrieval(score, relevant), retrieval(score.float(), relevant)))
+    assert all(map(torch.equal, retrieve(score, relevant), retrieve(score.float(), relevant)))
     assert torch.equal(top_overlap(score, score.float()).overlap, top_overlap(score.float(), score).overlap)
 
 
 def test_large_integers_are_compared_exactly():
     score = np.array([[2**53], [2**53 + 1], [2**53 + 2]])
-    assert float(retrieval(score, [[1]], k=1).reciprocal_rank) == 0.5
+    assert float(retrieve(score, [[1]], k=1).reciprocal_rank) == 0.5
     assert float(top_overlap(score, -score, k=1).overlap) == 0
 
 
@@ -193,7 +194,7 @@ def test_the_order_of_training_samples_never_matters():
     relevant[0] = True
     labels, tests = GENERATOR.integers(0, 3, 200), GENERATOR.integers(0, 3, 20)
     order = GENERATOR.permutation(200)
-    assert all(map(torch.equal, retrieval(score, relevant), retrieval(score[order], relevant[order])))
+    assert all(map(torch.equal, retrieve(score, relevant), retrieve(score[order], relevant[order])))
     one, two = class_share(score, labels, tests), class_share(score[order], labels[order], tests)
     assert all(map(torch.equal, one, two))
     other = GENERATOR.integers(0, 3, (200, 20))
@@ -208,7 +209,7 @@ def test_blocks_and_threads_change_nothing(monkeypatch):
     other, labels, tests = GENERATOR.standard_normal((100, 70)), np.arange(100) % 5, np.arange(70) % 5
 
     def everything():
-        return [*retrieval(score, relevant), *class_share(score, labels, tests), top_overlap(score, other).overlap]
+        return [*retrieve(score, relevant), *class_share(score, labels, tests), top_overlap(score, other).overlap]
 
     expected = everything()
     for name, size in [("_PART_BYTES", 8 * 100), ("_SLAB_BYTES", 8 * 100 * 7), ("_SLAB_BYTES", 8 * 100)]:
@@ -220,20 +221,20 @@ def test_forms_of_relevant():
     score = GENERATOR.standard_normal((6, 3))
     mask = np.array([[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 0], [0, 1, 1], [0, 1, 0]], dtype=bool)
     lists = [[0, 1], [2, 4, 5], [4]]
-    expected = retrieval(score, mask, k=2)
+    expected = retrieve(score, mask, k=2)
     for form in (
         torch.from_numpy(mask), mask.tolist(), list(mask), np.asfortranarray(mask), lists, tuple(map(tuple, lists)),
         [torch.tensor(part) for part in lists], [np.array(part, dtype=">u2") for part in lists],
         [np.array(part, dtype=float) for part in lists], [{0, 1}, {2, 4, 5}, range(4, 5)], [[1, 0], [5, 2, 4], [4]],
     ):  # fmt: skip
-        assert all(map(torch.equal, retrieval(score, form, k=2), expected))
+        assert all(map(torch.equal, retrieve(score, form, k=2), expected))
     rows = np.array([[0, 1], [2, 4], [4, 5]])
-    assert all(map(torch.equal, retrieval(score, rows, k=2), retrieval(score, rows.tolist(), k=2)))
+    assert all(map(torch.equal, retrieve(score, rows, k=2), retrieve(score, rows.tolist(), k=2)))
 
 
 def test_undefined_is_nan_with_one_warning():
     with pytest.warns(UserWarning, match="2 of 3 test samples have no relevant") as caught:
-        found = retrieval(np.eye(4, 3), [[], [1], []], k=1)
+        found = retrieve(np.eye(4, 3), [[], [1], []], k=1)
     assert len(caught) == 1
     assert all(part.isnan().tolist() == [True, False, True] for part in found)
     with pytest.warns(UserWarning, match="no mislabelled"):
@@ -246,11 +247,11 @@ SCORE, NAN, RIGHT = np.arange(12.0).reshape(4, 3), np.arange(12.0).reshape(4, 3)
 NAN[2, 1] = np.nan
 LABELS = ([0, 1, 0, 1], [0, 1, 0])
 INVALID = {
-    "k is 0": (ValueError, "k: expected 1 to 4", lambda: retrieval(SCORE, RIGHT, k=0)),
+    "k is 0": (ValueError, "k: expected 1 to 4", lambda: retrieve(SCORE, RIGHT, k=0)),
     "k is large": (ValueError, "k: expected 1 to 4.*got 10", lambda: class_share(SCORE, *LABELS)),
     "k is no number": (TypeError, "k: expected a whole number, got 2.0", lambda: top_overlap(SCORE, SCORE, k=2.0)),
-    "k is a boolean": (TypeError, "k: expected a whole number", lambda: retrieval(SCORE, RIGHT, k=True)),
-    "nan": (ValueError, "score: NaN or infinity at train sample 2, test sample 1", lambda: retrieval(NAN, RIGHT, k=1)),
+    "k is a boolean": (TypeError, "k: expected a whole number", lambda: retrieve(SCORE, RIGHT, k=True)),
+    "nan": (ValueError, "score: NaN or infinity at train sample 2, test sample 1", lambda: retrieve(NAN, RIGHT, k=1)),
     "nan in a tensor of columns": (
         ValueError, "score: NaN or infinity at train sample 2, test sample 1",
         lambda: class_share(iter([SCORE[:, :1], NAN[:, 1:]]), *LABELS, k=1),
@@ -259,20 +260,20 @@ INVALID = {
         ValueError, "b: NaN or infinity at train sample 1, test sample 0",
         lambda: top_overlap(SCORE, np.where(SCORE == 3, np.inf, 0), k=1),
     ),
-    "transposed": (ValueError, "it looks transposed", lambda: retrieval(SCORE.T, RIGHT, k=1)),
-    "one column": (ValueError, r"score: expected a real matrix", lambda: retrieval(SCORE[:, 0], RIGHT, k=1)),
-    "complex": (ValueError, "complex", lambda: retrieval(SCORE * 1j, RIGHT, k=1)),
-    "mask with other rows": (ValueError, "has 3 rows, but score has 4", lambda: retrieval(SCORE, SCORE[1:] > 1, k=1)),
-    "position beyond": (ValueError, "position 4, but score has 4 rows", lambda: retrieval(SCORE, [[4], [1], [2]], k=1)),
-    "negative": (ValueError, "position -1 for test sample 1", lambda: retrieval(SCORE, [[0], [-1], [2]], k=1)),
+    "transposed": (ValueError, "it looks transposed", lambda: retrieve(SCORE.T, RIGHT, k=1)),
+    "one column": (ValueError, r"score: expected a real matrix", lambda: retrieve(SCORE[:, 0], RIGHT, k=1)),
+    "complex": (ValueError, "complex", lambda: retrieve(SCORE * 1j, RIGHT, k=1)),
+    "mask with other rows": (ValueError, "has 3 rows, but score has 4", lambda: retrieve(SCORE, SCORE[1:] > 1, k=1)),
+    "position beyond": (ValueError, "position 4, but score has 4 rows", lambda: retrieve(SCORE, [[4], [1], [2]], k=1)),
+    "negative": (ValueError, "position -1 for test sample 1", lambda: retrieve(SCORE, [[0], [-1], [2]], k=1)),
     "named twice": (ValueError, "position 1 is named more than once for test sample 2.*bool",
-                    lambda: retrieval(SCORE, [[0], [1], [1, 1]], k=1)),
-    "mask of integers": (ValueError, "pass it as booleans", lambda: retrieval(SCORE, (SCORE > 3).astype(int), k=1)),
-    "fractions": (ValueError, "whole numbers", lambda: retrieval(SCORE, [[0.5], [1], [1]], k=1)),
-    "one list": (ValueError, "got a list of int", lambda: retrieval(SCORE, [0, 1, 2], k=1)),
-    "one vector": (ValueError, r"got shape \(3,\)", lambda: retrieval(SCORE, np.arange(3), k=1)),
-    "ragged mask": (ValueError, "torch.bool of shape", lambda: retrieval(SCORE, [[True], [True, False], [True]], k=1)),
-    "no test samples": (ValueError, "one or more test samples", lambda: retrieval(SCORE[:, :0], [], k=1)),
+                    lambda: retrieve(SCORE, [[0], [1], [1, 1]], k=1)),
+    "mask of integers": (ValueError, "pass it as booleans", lambda: retrieve(SCORE, (SCORE > 3).astype(int), k=1)),
+    "fractions": (ValueError, "whole numbers", lambda: retrieve(SCORE, [[0.5], [1], [1]], k=1)),
+    "one list": (ValueError, "got a list of int", lambda: retrieve(SCORE, [0, 1, 2], k=1)),
+    "one vector": (ValueError, r"got shape \(3,\)", lambda: retrieve(SCORE, np.arange(3), k=1)),
+    "ragged mask": (ValueError, "torch.bool of shape", lambda: retrieve(SCORE, [[True], [True, False], [True]], k=1)),
+    "no test samples": (ValueError, "one or more test samples", lambda: retrieve(SCORE[:, :0], [], k=1)),
     "shapes of two": (ValueError, r"a and b:.*\(4, 3\) and \(4, 2\)", lambda: top_overlap(SCORE, SCORE[:, 1:], k=1)),
     "b is a vector": (ValueError, r"b: expected a real matrix .*\(4,\)", lambda: top_overlap(SCORE, SCORE[:, 1], k=1)),
     "b is a text": (TypeError, "b: got str", lambda: top_overlap(SCORE, "b.npy", k=1)),

@@ -5,7 +5,6 @@
 # %% ../../nbs/metric/14_removal.ipynb #14a73f3b
 from __future__ import annotations
 
-import html
 import math
 import os
 import re
@@ -20,6 +19,7 @@ import scipy.special
 import torch
 from torch.utils.data import DataLoader
 
+from .display import LINES, MARKERS, as_html, as_text, axes_or_new
 from .evaluation import count_tests
 from .ground_truth import Targets, calculate_targets
 from .scores import Scores
@@ -107,11 +107,11 @@ class RemovalTest:
         ]
 
     def __repr__(self) -> str:
-        return _as_text(self._cells())
+        return as_text(self._cells())
 
     def _repr_html_(self) -> str:
         """The table, as a notebook shows it."""
-        return _as_html(self._cells())
+        return as_html(self._cells())
 
     def plot(self, ax: Any = None) -> Any:
         """Effect in spreads over the share removed, with intervals; the band is what random removals do.
@@ -125,7 +125,7 @@ class RemovalTest:
         -------
         matplotlib.axes.Axes
         """
-        ax = _new_axes() if ax is None else ax
+        ax = axes_or_new(ax)
         ax.axhspan(-1, 1, color="0.9", label="random removals: mean and spread")
         ax.axhline(0, color="0.5", linewidth=1)
         kinds = list(dict.fromkeys((row.method, row.direction) for row in self.rows))
@@ -136,7 +136,7 @@ class RemovalTest:
             shift = 1 + 0.03 * (number - (len(kinds) - 1) / 2)  # so that intervals do not hide each other
             ax.errorbar(
                 [100 * row.fraction * shift for row in rows], middle, yerr=abs(ends - middle), capsize=3,
-                marker=_MARKERS[number % len(_MARKERS)], linestyle=_LINES[number % len(_LINES)],
+                marker=MARKERS[number % len(MARKERS)], linestyle=LINES[number % len(LINES)],
                 label=kind[0] + f", {kind[1]}" * (len({direction for _, direction in kinds}) > 1),
             )
         ax.set(
@@ -148,30 +148,6 @@ class RemovalTest:
         ax.set_xticks([], minor=True)
         ax.legend(frameon=False)
         return ax
-
-
-_MARKERS, _LINES = "osD^vx", ("-", "--", "-.", ":")
-
-
-def _new_axes() -> Any:
-    """Axes on a figure of their own; not of pyplot, which keeps global state."""
-    from matplotlib.figure import Figure  # noqa: PLC0415  (heavy)
-
-    return Figure(figsize=(6, 4), layout="constrained").subplots()
-
-
-def _as_text(cells: list[list[str]]) -> str:
-    """Rows in columns of equal width."""
-    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def _as_html(cells: list[list[str]]) -> str:
-    """Rows as a table."""
-    head, *rows = [[html.escape(cell) for cell in row] for row in cells]
-    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
-    return f"<table><thead><tr>{''.join(f'<th>{cell}</th>' for cell in head)}</tr></thead><tbody>{body}</tbody></table>"
 
 # %% ../../nbs/metric/14_removal.ipynb #2418f77c
 def removal_test(
@@ -299,8 +275,8 @@ class _Banks:
 
     @classmethod
     def of(
-        cls, train_func: Callable, dataloader: DataLoader, target_func: Callable, test_dataloader: DataLoader, path: Path,
-        tests: Any, num_runs: int, seed: int, n_jobs: int | None, devices: Any,
+        cls, train_func: Callable, dataloader: DataLoader, target_func: Callable, test_dataloader: DataLoader,
+        path: Path, tests: Any, num_runs: int, seed: int, n_jobs: int | None, devices: Any,
     ) -> _Banks:
         """With the loader of the test samples that are looked at."""
         recipe = LoaderRecipe.of(test_dataloader, "test_dataloader")
@@ -308,7 +284,7 @@ class _Banks:
         listed = list(range(num_test)) if tests is None else [check_int("tests", test, 0) for test in tests]
         if not listed or max(listed) >= num_test or len(set(listed)) < len(listed):
             raise ValueError(
-                f"tests: expected distinct positions of test samples, 0 to {num_test - 1}, got {str(tests):.80}"
+                f"tests: expected distinct positions of test samples, 0 to {num_test - 1}, got {tests!s:.80}"
             )
         chosen = LoaderRecipe(recipe.dataset, recipe.sample_indices, False, recipe.options).build(listed)
         num_train = len(LoaderRecipe.of(dataloader))
@@ -318,7 +294,7 @@ class _Banks:
         )
 
     def targets(self, name: str, members: torch.Tensor, overwrite: bool = False) -> torch.Tensor:
-        """Train on the rows of a mask, in a directory of their own; targets (num_subsets, num_tests), mean over runs."""
+        """Targets of models trained on the rows of a mask, (num_subsets, num_tests), means over runs."""
         folder = self.path / name
         retrain_subsets(
             self.train_func, self.dataloader, folder, members, self.num_runs, self.seed, shared_seed=True,
@@ -334,6 +310,11 @@ class _Banks:
         generator = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(size, 0, 0)))
         removed = [generator.choice(self.num_train, size, replace=False) for _ in range(count)]
         return self.targets(f"random_{size}_{count}", _without(removed, self.num_train))
+
+    def random_orders(self) -> np.ndarray:
+        """Training positions in random order, one for each test sample."""
+        keys = (np.random.SeedSequence(self.seed, spawn_key=(0, 0, 0, test, 1)) for test in self.tests)
+        return np.stack([np.random.default_rng(key).permutation(self.num_train) for key in keys])
 
     def without(
         self, method: str, order: np.ndarray, direction: str, sizes: Sequence[int], overwrite: bool
@@ -360,8 +341,8 @@ def _folder_name(method: str) -> str:
 
 def _recorded_seed(home: Path, seed: int | None) -> int:
     """The user's seed, or that of the directory."""
-    recorded = home / "full"
-    return read_metadata(recorded)["seed"] if seed is None and (recorded / "metadata.yml").exists() else check_seed(seed)
+    known = seed is None and (home / "full" / "metadata.yml").exists()
+    return read_metadata(home / "full")["seed"] if known else check_seed(seed)
 
 
 def _usable(controls: Targets | None, banks: _Banks, size: int) -> torch.Tensor:
@@ -373,7 +354,9 @@ def _usable(controls: Targets | None, banks: _Banks, size: int) -> torch.Tensor:
         raise ValueError(f"controls: expected Targets of the {banks.num_test} test samples of the loader, got {got}")
     subsets = read_subsets(controls.indices)
     if subsets.high >= banks.num_train:
-        raise ValueError(f"controls: they name position {subsets.high}, but there are {banks.num_train} training samples")
+        raise ValueError(
+            f"controls: they name position {subsets.high}, but there are {banks.num_train} training samples"
+        )
     fits = torch.tensor([left == banks.num_train - size for left in subsets.sizes()])
     return controls.values[fits].double().mean(1)[:, banks.tests]
 
@@ -386,7 +369,8 @@ def _sizes(fractions: Sequence[float], num_train: int) -> list[int]:
             raise ValueError(f"fractions: expected shares in (0, 1), got {fraction!r}")
         if round(fraction * num_train) < 1:
             raise ValueError(
-                f"fractions: {fraction} of {num_train} training samples is less than one; use {1 / num_train:.2g} or more"
+                f"fractions: {fraction} of {num_train} training samples is less than one; use {1 / num_train:.2g} or "
+                "more"
             )
         sizes.append(min(round(fraction * num_train), num_train - 1))
     if not sizes or len(set(sizes)) < len(sizes):
@@ -410,7 +394,7 @@ def _check_confidence(confidence: Any) -> None:
 def _orders(methods: Mapping[str, Any], banks: _Banks) -> dict[str, np.ndarray]:
     """Training positions from the most helpful to the most harmful one, of each test sample, by method."""
     if not methods or not all(isinstance(name, str) and name for name in methods):
-        raise ValueError(f"scores: expected a matrix, or a dict of matrices by name, got {str(methods):.80}")
+        raise ValueError(f"scores: expected a matrix, or a dict of matrices by name, got {methods!s:.80}")
     folders = [_folder_name(name) for name in methods]
     if len(set(folders)) < len(folders) or {"full"} & set(folders) or any(f.startswith("random_") for f in folders):
         raise ValueError(
@@ -432,11 +416,11 @@ def _order(name: str, score: Any, banks: _Banks) -> np.ndarray:
                 )
             block.check_finite()
             values = block.read(slice(None))
-            for test in place.keys() & set(range(block.columns.start, block.columns.stop)):
+            for test in place.keys() & range(block.columns.start, block.columns.stop):
                 generator = np.random.default_rng(np.random.SeedSequence(banks.seed, spawn_key=(0, 0, 0, test)))
                 column = values[:, test - block.columns.start].cpu()
-                column = (column.double() if column.is_floating_point() else column.long()).numpy()
-                order[place[test]] = np.lexsort((generator.permutation(banks.num_train), column))[::-1]
+                keys = (column.double() if column.is_floating_point() else column.long()).numpy()
+                order[place[test]] = np.lexsort((generator.permutation(banks.num_train), keys))[::-1]
     except (TypeError, ValueError) as error:
         raise type(error)(f"scores, {name!r}: {str(error).removeprefix('score: ')}") from None
     return order
@@ -518,11 +502,11 @@ class Brittleness:
         return "" if math.isnan(count) else f"more than {self.most}" if math.isinf(count) else f"{count:.0f}"
 
     def __repr__(self) -> str:
-        return _as_text(self._cells())
+        return as_text(self._cells())
 
     def _repr_html_(self) -> str:
         """The table, as a notebook shows it."""
-        return _as_html(self._cells())
+        return as_html(self._cells())
 
     def plot(self, ax: Any = None) -> Any:
         """Share of the predictions that flipped, over the number of removed samples.
@@ -536,17 +520,17 @@ class Brittleness:
         -------
         matplotlib.axes.Axes
         """
-        ax = _new_axes() if ax is None else ax
+        ax = axes_or_new(ax)
         for number, (name, counts) in enumerate(self.counts.items()):
             known = counts[~counts.isnan()].sort().values
             reached = known[known.isfinite()].tolist()
             share = [100 * (place + 1) / len(known) for place in range(len(reached))]
             ax.plot(
                 [1, *reached, self.most], [0, *share, share[-1] if share else 0], drawstyle="steps-post", label=name,
-                color="0.5" if name == "random" else f"C{number}", linestyle=_LINES[number % len(_LINES)],
+                color="0.5" if name == "random" else f"C{number}", linestyle=LINES[number % len(LINES)],
             )
         ax.set(
-            xscale="log", ylim=(0, 100), xlabel="training samples removed (from the top of the ranking)",
+            xscale="log", ylim=(-3, 103), xlabel="training samples removed (from the top of the ranking)",
             ylabel="predictions flipped (%)",
         )
         ax.legend(frameon=False)
@@ -626,16 +610,13 @@ def brittleness(
         raise ValueError("scores: the name 'random' is that of the control; give the method another one")
     home = checked_home(path)
     banks = _Banks.of(
-        train_func, dataloader, correct_func, test_dataloader, home, tests, 1, _recorded_seed(home, seed), n_jobs, devices
+        train_func, dataloader, correct_func, test_dataloader, home, tests, 1, _recorded_seed(home, seed), n_jobs,
+        devices,
     )
     if isinstance(most, (bool, str)) or not 0 < most < 1 or round(most * banks.num_train) < 1:
         raise ValueError(f"most: expected a share in (0, 1) of at least one training sample, got {most!r}")
     largest = min(round(most * banks.num_train), banks.num_train - 1)
-    orders = _orders(methods, banks)
-    orders["random"] = np.stack([
-        np.random.default_rng(np.random.SeedSequence(banks.seed, spawn_key=(0, 0, 0, test, 1))).permutation(banks.num_train)
-        for test in banks.tests
-    ])
+    orders = {**_orders(methods, banks), "random": banks.random_orders()}
     with one_bar("brittleness"):
         right = _is_right(banks.targets("full", torch.ones(1, banks.num_train, dtype=torch.bool))[0])
         if not bool(right.all()):
@@ -651,7 +632,8 @@ def _is_right(values: torch.Tensor) -> torch.Tensor:
     """Values of 1 and 0 as booleans."""
     if not bool(((values == 0) | (values == 1)).all()):
         raise ValueError(
-            "correct_func: expected 1 for test samples that are predicted rightly and 0 for the others, got other values"
+            "correct_func: expected 1 for test samples that are predicted rightly and 0 for the others, got other "
+            "values"
         )
     return values == 1
 

@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from .display import axes_or_new
 from .inputs import as_real_tensor, check_real
 from .mislabel import count_found
 from .scores import Block, Scores
 from ..model_util.threads import map_blocks, row_blocks, single_thread
 
 # %% auto #0
-__all__ = ['Retrieval', 'retrieval', 'ClassShare', 'class_share', 'TopOverlap', 'top_overlap', 'DetectionCurve',
+__all__ = ['Retrieval', 'retrieval_metrics', 'ClassShare', 'class_share', 'TopOverlap', 'top_overlap', 'DetectionCurve',
            'detection_curve']
 
 # %% ../../nbs/metric/11_retrieval.ipynb #c9ac6b57
@@ -41,7 +42,7 @@ class Retrieval(NamedTuple):
     average_precision: torch.Tensor
 
 # %% ../../nbs/metric/11_retrieval.ipynb #4375c6ce
-def retrieval(score: Any, relevant: Any, *, k: int = 10) -> Retrieval:
+def retrieval_metrics(score: Any, relevant: Any, *, k: int = 10) -> Retrieval:
     """Do the training samples that are known to be relevant rank first?
 
     Each number is the expected one when equal scores are put in random order, exactly; constant scores get what random
@@ -253,7 +254,8 @@ def class_share(score: Any, train_labels: Any, test_labels: Any, *, k: int = 10)
     Parameters
     ----------
     score : tensor, shape (num_train, num_test)
-        Attribution scores, as for `retrieval`; larger means that the training sample helps the test sample more.
+        Attribution scores, as for `retrieval_metrics`; larger means that the training sample helps the test sample
+        more.
     train_labels, test_labels : tensor, array or list, shapes (num_train,) and (num_test,)
         Class or subclass of each sample: whole numbers, booleans or strings.
     k : int
@@ -429,16 +431,13 @@ class DetectionCurve(NamedTuple):
         Parameters
         ----------
         ax : matplotlib Axes, optional
-            Where to draw. Default: those of a new figure, which is the `figure` of the result.
+            Where to draw. Default: new axes, on a figure of their own.
 
         Returns
         -------
         matplotlib Axes
         """
-        if ax is None:
-            from matplotlib.figure import Figure  # noqa: PLC0415  (heavy; and not pyplot, which keeps global state)
-
-            ax = Figure(figsize=(4.4, 3.4), layout="constrained").subplots()
+        ax = axes_or_new(ax, (4.4, 3.4))
         share = 2 * (1 - self.ideal_auc)
         ax.plot([0, share, 1], [0, 1, 1], "--", color="0.4", label=f"ideal: area {self.ideal_auc:.3f}")
         inspected, found = self.inspected.cpu(), self.found.cpu()

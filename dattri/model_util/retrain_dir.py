@@ -236,6 +236,11 @@ def resolve_inside(path: Path, folder: Any) -> Path:
         )
     return next((place for place in inside if place.exists()), inside[0])
 
+# %% ../../nbs/model_util/04_retrain_dir.ipynb #9d71b89a
+def kept_file(name: str, checkpoint: str) -> str:
+    """File beside a checkpoint with the values that were computed from it and kept under a name."""
+    return checkpoint.replace("model_weights", f"targets_{name}")
+
 # %% ../../nbs/model_util/04_retrain_dir.ipynb #73077924
 @dataclass(frozen=True)
 class RetrainDir:
@@ -444,11 +449,6 @@ class RetrainDir:
                 f"{file} was edited or is cut off. Delete the folder {file.parent} and retrain the subset."
             )
         return positions
-
-
-def kept_file(name: str, checkpoint: str) -> str:
-    """File beside a checkpoint with the values that were computed from it and kept under a name."""
-    return checkpoint.replace("model_weights", f"targets_{name}")
 
 
 def _refuse_link(folder: Path) -> None:

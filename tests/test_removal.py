@@ -1,0 +1,268 @@
+"""Removing the top samples: what is removed, beside what, and what is trained again."""
+
+import itertools
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from helpers import files
+from matplotlib.figure import Figure
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from dattri import Targets, brittleness, calculate_targets, removal_test, retrain_subsets
+from dattri.metric.removal import _crossed_mean, _hedges
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+LABELS = torch.tensor([1.0, 2.0, 3.0, 10.0, 4.0, 7.0, 5.0, 0.0])
+TRAIN = DataLoader(TensorDataset(LABELS[:, None], LABELS), batch_size=8)
+WANTED = torch.tensor([2.0, 6.0, 9.0])
+TESTS = DataLoader(TensorDataset(torch.zeros(3, 1), WANTED), batch_size=2)
+SCORES = -(LABELS[:, None] - WANTED).abs()  # close labels help
+FOUR = {"fractions": [0.25, 0.5], "num_controls": 4, "seed": 0}
+
+
+def learn_mean(dataloader):
+    """A model whose answer is the mean of its labels."""
+    model = nn.Linear(1, 1)
+    nn.init.zeros_(model.weight)
+    model.bias.data.fill_(torch.cat([labels for _, labels in dataloader]).mean())
+    return model
+
+
+def answers(path, dataloader):
+    model = nn.Linear(1, 1)
+    model.load_state_dict(torch.load(path))
+    with torch.no_grad():
+        return torch.cat([model(inputs)[:, 0] for inputs, _ in dataloader])
+
+
+def squared_error(path, dataloader):
+    return (answers(path, dataloader) - torch.cat([labels for _, labels in dataloader])).square()
+
+
+def is_close(path, dataloader):
+    return (answers(path, dataloader) - torch.cat([labels for _, labels in dataloader])).abs() < 2.5
+
+
+def error_without(removed, test):
+    left = [label for place, label in enumerate(LABELS.tolist()) if place not in removed]
+    return (sum(left) / len(left) - float(WANTED[test])) ** 2
+
+
+def test_the_top_samples_are_removed_and_random_ones(tmp_path):
+    scores = SCORES + torch.arange(8.0)[:, None] / 100  # without ties
+    result = removal_test(scores, learn_mean, TRAIN, squared_error, TESTS, tmp_path, direction="both", **FOUR)
+    order = scores.argsort(dim=0, descending=True)
+    assert result.values["scores"].shape == (2, 2, 3) and result.controls.shape == (2, 4, 3)
+    for (place, size), test in itertools.product(enumerate((2, 4)), range(3)):
+        for way, removed in enumerate((order[:size, test].tolist(), order[-size:, test].tolist())):
+            found = float(result.values["scores"][way, place, test])
+            assert math.isclose(found, error_without(removed, test), rel_tol=1e-5)
+    possible = {
+        size: [[error_without(some, test) for test in range(3)] for some in itertools.combinations(range(8), size)]
+        for size in (2, 4)
+    }
+    for place, size in enumerate((2, 4)):
+        for control in result.controls[place].numpy():
+            assert np.isclose(possible[size], control, rtol=1e-5).all(1).any()
+    assert np.allclose(result.full, [error_without([], test) for test in range(3)], rtol=1e-6)
+    for row in result.rows:
+        found = result.values["scores"][int(row.direction == "harmful"), [0.25, 0.5].index(row.fraction)]
+        controls = result.controls[[0.25, 0.5].index(row.fraction)]
+        assert math.isclose(row.effect, float((found - controls.mean(0)).mean()), rel_tol=1e-9)
+        larger = (found > controls).double().mean()
+        assert math.isclose(row.beats, float(larger if row.direction == "helpful" else 1 - larger), abs_tol=1e-9)
+
+
+def test_a_new_method_and_a_new_size_train_only_what_is_new(tmp_path):
+    first = removal_test({"a": SCORES}, learn_mean, TRAIN, squared_error, TESTS, tmp_path, **FOUR)
+    before = files(tmp_path)
+    options = {**FOUR, "fractions": [0.25, 0.6]}
+    again = removal_test({"b": -SCORES, "a": SCORES}, learn_mean, TRAIN, squared_error, TESTS, tmp_path, **options)
+    present = files(tmp_path)
+    assert before.items() <= present.items()
+    assert {name.split("/")[0] for name in present.keys() - before.keys()} == {"a", "b", "random_5_4"}
+    assert torch.equal(again.values["a"][:, 0], first.values["a"][:, 0])
+    assert torch.equal(again.controls[0], first.controls[0])
+
+
+@pytest.mark.parametrize("fatal", [1, 6, 15])
+def test_an_interrupted_test_goes_on_to_the_same_bytes(fatal, tmp_path):
+    calls = []
+
+    def fails(dataloader):
+        calls.append(1)
+        if len(calls) == fatal:
+            raise RuntimeError("the node is gone")
+        return learn_mean(dataloader)
+
+    fails.__name__ = "learn_mean"
+    arguments = (TRAIN, squared_error, TESTS)
+    with pytest.raises(RuntimeError, match="the node is gone"):
+        removal_test(SCORES, fails, *arguments, tmp_path / "run", **{**FOUR, "seed": None})
+    resumed = removal_test(SCORES, fails, *arguments, tmp_path / "run", **{**FOUR, "seed": None})
+    seed = int((tmp_path / "run" / "full" / "metadata.yml").read_text().split("seed: ")[1].split()[0])
+    quiet = removal_test(SCORES, learn_mean, *arguments, tmp_path / "quiet", **{**FOUR, "seed": seed})
+    assert files(tmp_path / "run") == files(tmp_path / "quiet")
+    assert resumed.rows == quiet.rows
+
+
+def test_a_bank_that_exists_serves_as_controls(tmp_path):
+    subsets = [*itertools.islice(itertools.combinations(range(8), 6), 3), *itertools.combinations(range(8), 7)]
+    retrain_subsets(learn_mean, TRAIN, tmp_path / "bank", subsets, seed=0, shared_seed=True)
+    bank = calculate_targets(squared_error, tmp_path / "bank", TESTS)
+    options = {**FOUR, "tests": [2, 0]}
+    result = removal_test(SCORES, learn_mean, TRAIN, squared_error, TESTS, tmp_path / "run", controls=bank, **options)
+    assert torch.equal(result.controls[0, :3], bank.values[:3, 0][:, [2, 0]].double())
+    assert len(list((tmp_path / "run" / "random_2_1").glob("*/model_weights_0.pt"))) == 1
+    assert len(list((tmp_path / "run" / "random_4_4").glob("*/model_weights_0.pt"))) == 4
+    with pytest.raises(ValueError, match=r"controls: expected Targets of the 3 test samples .*, got those of 2"):
+        removal_test(
+            SCORES, learn_mean, TRAIN, squared_error, TESTS, tmp_path / "run",
+            controls=Targets(bank.values[:, :, :2], bank.indices), **options,
+        )  # fmt: skip
+
+
+def test_changed_scores_are_refused_or_replace(tmp_path):
+    removal_test(SCORES, learn_mean, TRAIN, squared_error, TESTS, tmp_path, **FOUR)
+    controls = {name: content for name, content in files(tmp_path).items() if name.startswith("random")}
+    with pytest.raises(ValueError, match=r"helpful_2 already holds models of a different run. subsets_sha256"):
+        removal_test(-SCORES, learn_mean, TRAIN, squared_error, TESTS, tmp_path, **FOUR)
+    replaced = removal_test(-SCORES, learn_mean, TRAIN, squared_error, TESTS, tmp_path, overwrite=True, **FOUR)
+    fresh = removal_test(-SCORES, learn_mean, TRAIN, squared_error, TESTS, tmp_path / "fresh", **FOUR)
+    assert replaced.rows == fresh.rows and controls.items() <= files(tmp_path).items()
+
+
+def test_the_order_of_the_test_samples_changes_nothing(tmp_path):
+    """Ties included, which are broken at random: the second test sample has three pairs of equal scores."""
+    every = removal_test(SCORES, learn_mean, TRAIN, squared_error, TESTS, tmp_path / "every", **FOUR)
+    some = removal_test(SCORES, learn_mean, TRAIN, squared_error, TESTS, tmp_path / "some", tests=[2, 1], **FOUR)
+    assert torch.equal(some.values["scores"], every.values["scores"][..., [2, 1]]) and some.tests == [2, 1]
+
+
+@pytest.mark.parametrize("form", ["float16", "bfloat16", "float64", "numpy", "memory map", "blocks"])
+def test_every_form_of_scores(form, tmp_path):
+    scores = (SCORES * 4).round()
+    given = {"numpy": scores.numpy(), "blocks": [scores[:, :2], scores[:, 2:]]}.get(form)
+    if form == "memory map":
+        np.save(tmp_path / "scores.npy", scores.numpy())
+        given = np.load(tmp_path / "scores.npy", mmap_mode="r")
+    given = scores.to(getattr(torch, form)) if given is None else given
+    expected = removal_test(scores, learn_mean, TRAIN, squared_error, TESTS, tmp_path / "expected", **FOUR)
+    found = removal_test(given, learn_mean, TRAIN, squared_error, TESTS, tmp_path / "found", **FOUR)
+    assert found.rows == expected.rows
+
+
+BAD = {
+    "fraction of one": ({"fractions": [1.0]}, r"fractions: expected shares in \(0, 1\), got 1\.0"),
+    "less than a sample": ({"fractions": [0.05]}, r"0\.05 of 8 training samples is less than one; use 0\.12 or more"),
+    "same size twice": ({"fractions": [0.25, 0.26]}, "different numbers of samples"),
+    "no fractions": ({"fractions": []}, "expected one or more"),
+    "few controls": ({"num_controls": 2}, "num_controls: expected an integer of at least 3"),
+    "no such test": ({"tests": [3]}, r"tests: expected distinct positions of test samples, 0 to 2, got \[3\]"),
+    "test twice": ({"tests": [1, 1]}, "tests: expected distinct positions"),
+    "direction": ({"direction": "up"}, "direction: expected 'helpful', 'harmful' or 'both', got 'up'"),
+    "confidence": ({"confidence": 95}, r"confidence: expected a number in \(0, 1\), got 95"),
+    "transposed": ({"scores": SCORES.T}, "scores, 'scores': .*looks transposed"),
+    "too few rows": ({"scores": SCORES[:7]}, "scores, 'scores': it has 7 rows"),
+    "too many rows": ({"scores": torch.cat([SCORES, SCORES])}, "has 16 rows, but the dataloader holds 8"),
+    "not a number": ({"scores": {"a": SCORES * torch.nan}}, "scores, 'a': NaN or infinity at train sample 0"),
+    "no methods": ({"scores": {}}, "scores: expected a matrix, or a dict of matrices by name"),
+    "one folder": ({"scores": {"a b": SCORES, "a/b": SCORES}}, "do not make distinct folders"),
+    "name taken": ({"scores": {"full": SCORES}}, "do not make distinct folders"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_input_is_named_and_nothing_is_written(kind, tmp_path):
+    changed, message = BAD[kind]
+    arguments = {**FOUR, "scores": SCORES, **changed}
+    with pytest.raises(ValueError, match=message):
+        removal_test(arguments.pop("scores"), learn_mean, TRAIN, squared_error, TESTS, tmp_path / "run", **arguments)
+    assert not (tmp_path / "run").exists()
+
+
+def test_names_of_methods_stay_in_the_directory(tmp_path):
+    scores = {"../../escape": SCORES, "TRAK (50), ε=1e-3": SCORES}
+    result = removal_test(scores, learn_mean, TRAIN, squared_error, TESTS, tmp_path / "run", **FOUR)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+    assert [row.method for row in result.rows][::2] == list(scores) and "&lt;" not in result._repr_html_()
+
+
+@pytest.mark.parametrize(("num_tests", "num_controls"), [(1, 20), (5, 5), (10, 20), (50, 10)])
+@pytest.mark.parametrize("shares", [(1.0, 1.0), (3.0, 0.3), (0.1, 2.0)])
+def test_intervals_of_effects_cover(num_tests, num_controls, shares):
+    """Effects of test samples, controls that all of them share, and noise: 1,000 draws."""
+    of_tests, of_controls = shares
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    hits = 0
+    for _ in range(1000):
+        tests = of_tests * draw(num_tests, 1) if num_tests > 1 else torch.zeros(1, 1, dtype=torch.float64)
+        table = 2 + tests + of_controls * draw(1, num_controls) + draw(num_tests, num_controls)
+        _, low, high = _crossed_mean(table, 0.95)
+        hits += low <= 2 <= high
+    assert 0.93 <= hits / 1000 <= 0.995
+
+
+@pytest.mark.parametrize("degrees", [2, 4, 19, 99])
+def test_small_samples_are_corrected(degrees):
+    generator = torch.Generator().manual_seed(1)
+    spread = torch.randn(200_000, degrees + 1, generator=generator, dtype=torch.float64).std(1)
+    assert math.isclose(float((1 / spread).mean()) * _hedges(degrees), 1, rel_tol=0.02 if degrees > 2 else 0.1)
+
+
+def brute_force(order, test):
+    """Smallest number of removed samples that makes the answer wrong."""
+    for count in range(1, 8):
+        if error_without(order[:count], test) >= 2.5**2:
+            return count
+    return math.inf
+
+
+def test_brittleness_is_what_brute_force_finds(tmp_path):
+    scores = torch.stack([LABELS, -LABELS, LABELS], 1)  # removals push the mean one way: flips are monotonic
+    two = DataLoader(TensorDataset(torch.zeros(2, 1), WANTED[:2]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = brittleness(scores[:, :2], learn_mean, TRAIN, is_close, two, tmp_path, most=0.9, seed=0)
+    orders = [scores[:, test].argsort(descending=True).tolist() for test in range(2)]
+    assert result.counts["scores"].tolist() == [brute_force(order, test) for test, order in enumerate(orders)]
+    before = files(tmp_path)
+    again = brittleness(scores[:, :2], learn_mean, TRAIN, is_close, two, tmp_path, most=0.9)
+    assert files(tmp_path) == before and torch.equal(again.counts["random"], result.counts["random"])
+
+
+def test_what_is_wrong_from_the_start_cannot_flip(tmp_path):
+    with pytest.warns(UserWarning, match=r"1 of 3 test samples are predicted wrongly from the start \(first: 2\)"):
+        result = brittleness(SCORES, learn_mean, TRAIN, is_close, TESTS, tmp_path, most=0.25, seed=0)
+    assert result.counts["scores"].isnan().tolist() == [False, False, True]
+    assert result.most == 2 and "test samples" in repr(result) and "<table>" in result._repr_html_()
+    with pytest.raises(ValueError, match="correct_func: expected 1 for test samples that are predicted rightly"):
+        brittleness(SCORES, learn_mean, TRAIN, squared_error, TESTS, tmp_path / "other", seed=0)
+
+
+@pytest.mark.parametrize("most", [0, 1, 0.01, True, "half"])
+def test_most_is_a_share(most, tmp_path):
+    with pytest.raises(ValueError, match=r"most: expected a share in \(0, 1\) of at least one training sample"):
+        brittleness(SCORES, learn_mean, TRAIN, is_close, TESTS, tmp_path / "run", most=most)
+    with pytest.raises(ValueError, match="'random' is that of the control"):
+        brittleness({"random": SCORES}, learn_mean, TRAIN, is_close, TESTS, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_pictures_are_drawn_where_they_are_wanted(tmp_path):
+    result = removal_test(
+        {"a": SCORES, "b": -SCORES}, learn_mean, TRAIN, squared_error, TESTS, tmp_path, direction="both", **FOUR
+    )
+    left, right = Figure().subplots(1, 2)
+    assert result.plot(left) is left and len(left.get_legend().get_texts()) == 5
+    flips = brittleness(SCORES, learn_mean, TRAIN, is_close, TESTS, tmp_path / "flips", tests=[0, 1], seed=0)
+    assert flips.plot(right) is right
+    assert [text.get_text() for text in right.get_legend().get_texts()] == ["scores", "random"]
