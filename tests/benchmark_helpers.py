@@ -1,8 +1,12 @@
 """A benchmark that is small enough to be broken in many ways: built, published, loaded, and looked at."""
 
 import copy
+import hashlib
+import io
+import json
 import os
 import signal
+import zipfile
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -53,6 +57,7 @@ SMALL = Setting(
     train_size=12, test_size=5, batch_size=4, **SIZES,
 )
 FULL, HALF = (f"points_lr/points_lr_{kind}.zip" for kind in ("full", "half"))
+MANIFEST = "points_lr/manifest.json"
 INDICES, VALUES = (f"points_lr/lds/{what}_lds.pt" for what in ("indices", "target_values"))
 WHOLE = ["lds", "manifest.json", "models_full", "models_half"]
 LOCAL = replace(SMALL, repo_id=None)
@@ -85,6 +90,16 @@ def in_place(path):
 def bytes_in_place(path):
     """Hash of all that is in place."""
     return {name: data for name, data in files(path / "load" / "benchmark" / "points_lr").items() if name[-3:] == ".pt"}
+
+
+def with_manifest(published):
+    """Files of a repository with a manifest that lists the models and tensors among them, whatever they are."""
+    contents = {name.removeprefix("points_lr/"): data for name, data in published.items() if name.endswith(".pt")}
+    for name, part in ((FULL, "models_full"), (HALF, "models_half")):
+        with zipfile.ZipFile(io.BytesIO(published[name])) as archive:
+            contents |= {f"{part}/{member}": archive.read(member) for member in archive.namelist()}
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
+    return published | {MANIFEST: json.dumps(json.loads(published[MANIFEST]) | {"files": hashes}).encode()}
 
 
 def check_whole(path, **options):

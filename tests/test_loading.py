@@ -14,6 +14,7 @@ from benchmark_helpers import (
     FULL,
     HALF,
     INDICES,
+    MANIFEST,
     REPO,
     SMALL,
     VALUES,
@@ -22,6 +23,7 @@ from benchmark_helpers import (
     check_whole,
     in_place,
     load,
+    with_manifest,
 )
 from huggingface_hub import constants
 
@@ -32,8 +34,12 @@ from dattri.model_util.checkpoint import to_bytes
 pytestmark = pytest.mark.usefixtures("one_thread", "registry")
 
 
-@pytest.mark.parametrize("name, before", [(FULL, []), (HALF, WHOLE[1:3]), (INDICES, WHOLE[1:]), (VALUES, WHOLE[1:])])
-@pytest.mark.parametrize("fault, times", [("404", 1), ("500", 50), ("cut", 50), ("wrong", 1)])
+BEFORE = [(FULL, []), (HALF, WHOLE[1:3]), (INDICES, WHOLE[1:]), (VALUES, WHOLE[1:])]
+FAULTS = [("404", 1), ("500", 50), ("cut", 50), ("wrong", 1)]
+
+
+@pytest.mark.parametrize("name, before", BEFORE)
+@pytest.mark.parametrize("fault, times", FAULTS)
 def test_the_network_fails(on_hub, hub, tmp_path, name, before, fault, times):
     hub.faults[name] = [fault] * times
     error = FileNotFoundError if fault == "404" else OSError
@@ -45,7 +51,18 @@ def test_the_network_fails(on_hub, hub, tmp_path, name, before, fault, times):
     check_whole(tmp_path)
 
 
-@pytest.mark.parametrize("name", [FULL, VALUES])
+@pytest.mark.parametrize("fault, times", FAULTS[1:])
+def test_the_network_fails_at_the_manifest(on_hub, hub, tmp_path, fault, times):
+    """A repository may be without one, but not because it did not arrive."""
+    hub.faults[MANIFEST] = [fault] * times
+    with pytest.raises(OSError, match=f"(?s){MANIFEST} .*{hub.address}/.*{MANIFEST}.*call again"):
+        load(tmp_path)
+    assert in_place(tmp_path) == []
+    hub.faults.clear()
+    check_whole(tmp_path)
+
+
+@pytest.mark.parametrize("name", [FULL, VALUES, MANIFEST])
 @pytest.mark.parametrize("faults", [["500"], ["cut"], ["cut", "cut", "cut"]])
 def test_the_client_tries_again(on_hub, hub, tmp_path, name, faults):
     hub.faults[name] = list(faults)
@@ -119,7 +136,7 @@ def test_two_processes_at_once(on_hub, hub, run_child, tmp_path):
     both = "[start(check_whole, path) for _ in range(2)]"
     assert run_child(CHILD + f"print([end(number) for number in {both}])", tmp_path, timeout=120).strip() == "[0, 0]"
     stored = [path for method, path, _ in hub.requests if method == "GET" and path.startswith("/cdn/")]
-    assert len(stored) == len(set(stored)) == 4, "each file was fetched once"
+    assert len(stored) == len(set(stored)) == 5, "each file was fetched once"
     check_whole(tmp_path)
 
 
@@ -142,7 +159,7 @@ def other_values(published):
     """Files of another build, whose targets differ."""
     changed = {VALUES: torch.rand(4, 5), VALUES.replace("lds", "loo"): torch.rand(12, 5)}
     swapped = {FULL: published[HALF], HALF: published[FULL]}
-    return published | {name: to_bytes(tensor) for name, tensor in changed.items()} | swapped
+    return with_manifest(published | {name: to_bytes(tensor) for name, tensor in changed.items()} | swapped)
 
 
 @pytest.mark.parametrize("revision", [None, "main"])

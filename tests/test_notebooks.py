@@ -60,6 +60,6 @@ def test_quickstart_with_its_progress_bars():
     shown = [output for output in outputs if "application/vnd.jupyter.widget-view+json" in output.get("data", {})]
     widgets = notebook.metadata.widgets["application/vnd.jupyter.widget-state+json"]["state"].values()
     bars = [widget["state"] for widget in widgets if widget["model_name"] == "FloatProgressModel"]
-    assert [bar["value"] for bar in bars] == [bar["max"] for bar in bars] == [60, 60, 30, 30]  # train, evaluate; twice
+    assert [bar["value"] for bar in bars] == [bar["max"] for bar in bars] == [40, 40, 20, 20]  # train, evaluate; twice
     assert len(shown) == len(bars)
     assert not [output.text for output in outputs if output.get("name") == "stderr"]

@@ -2,7 +2,6 @@
 
 import ast
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -136,14 +135,10 @@ def readme_blocks():
     return code, [line.strip() for block in shown for line in block.splitlines()]
 
 
-def test_readme_prints_what_it_shows_when_pasted_as_a_script(tmp_path):
+def test_readme_prints_what_it_shows_when_pasted_as_a_script(fork_server, tmp_path, monkeypatch):
     code, shown = readme_blocks()
-    (tmp_path / "pasted.py").write_text(code)
-    environment = {**os.environ, "HOME": str(tmp_path)}
-    command = [sys.executable, "pasted.py"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == shown
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert fork_server.run(code, cwd=tmp_path).splitlines() == shown
     assert len(shown) == code.count("print(") >= 3
 
 

@@ -5,6 +5,7 @@
 # %% ../../nbs/benchmark/03_archive.ipynb #c744bd3b
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
 import stat
@@ -112,7 +113,7 @@ def _plain_state(file: Path) -> dict[str, Any]:
     return {str(name).removeprefix("_orig_mod."): value for name, value in state.items()}
 
 # %% ../../nbs/benchmark/03_archive.ipynb #489d1fec
-def unpack_models(file: Path, folder: Path, model: torch.nn.Module) -> None:
+def unpack_models(file: Path, folder: Path, model: torch.nn.Module) -> list[str]:
     """Write the checkpoints of a zip file as ``{number}/model_weights_0.pt``: plain state dicts on the CPU.
 
     Parameters
@@ -122,12 +123,18 @@ def unpack_models(file: Path, folder: Path, model: torch.nn.Module) -> None:
     model : torch.nn.Module
         A model that the weights must fit; its weights are overwritten.
 
+    Returns
+    -------
+    list of str
+        SHA-256 of each checkpoint by number, as it is in the zip file.
+
     Raises
     ------
     ValueError
         If a checkpoint is damaged, names anything that could run, or does not fit; names it.
     """
     size = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+    hashes = []
     # double precision, an optimizer's two moments
     for number, content in read_models(file, most_bytes=8 * size + 2**20):
         path = folder / str(number) / "model_weights_0.pt"
@@ -147,3 +154,5 @@ def unpack_models(file: Path, folder: Path, model: torch.nn.Module) -> None:
             if state[name].dtype.is_floating_point != expected.dtype.is_floating_point or state[name].is_complex():
                 raise ValueError(f"{file}: model {number}: {name} has the dtype {state[name].dtype}")
         atomic_write(path, to_bytes({name: state[name] for name in model.state_dict()}))
+        hashes.append(hashlib.sha256(content).hexdigest())
+    return hashes

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -291,3 +292,74 @@ def _check_answer(url: str, absent: tuple[type[Exception], ...]) -> None:
     commit, etag = str(answer.commit_hash), str(answer.etag)
     if not re.fullmatch("[0-9a-f]{40}", commit) or not re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", etag):
         raise ValueError(f"the hub names commit {commit!r:.80} and hash {etag!r:.80}, expected hexadecimal digits")
+
+# %% ../../nbs/benchmark/04_hub.ipynb #1cfe1447
+def fetch_manifest(repo_id: str, benchmark: str, commit: str | None, *, force: bool = False) -> Manifest | None:
+    """The manifest that a benchmark was published with; None if the repository has none at this commit.
+
+    Offline, one that is not in the cache is taken for absent, with a warning.
+
+    Raises
+    ------
+    ValueError
+        If it is damaged, or larger than any manifest.
+    OSError
+        As for `fetch_file`.
+    """
+    from huggingface_hub import constants, errors  # noqa: PLC0415  (reads HF_ENDPOINT at import)
+
+    name = f"{benchmark}/{MANIFEST}"
+    try:
+        file = fetch_file(repo_id, name, commit, force=force)
+    except FileNotFoundError as error:
+        if isinstance(error.__cause__, errors.EntryNotFoundError):
+            return None
+        raise  # the repository or the commit is gone
+    except OSError as error:
+        if not (constants.HF_HUB_OFFLINE and isinstance(error.__cause__, errors.LocalEntryNotFoundError)):
+            raise
+        warnings.warn(
+            f"{name} of {repo_id} is not in the cache, and HF_HUB_OFFLINE is set: what is loaded is not compared with "
+            "it", stacklevel=2
+        )
+        return None
+    if file.stat().st_size > _LARGEST_MANIFEST:
+        raise ValueError(
+            f"{file} has {file.stat().st_size:,} bytes, expected at most {_LARGEST_MANIFEST:,}: it is no manifest"
+        )
+    return Manifest.parse(file.read_bytes(), file)
+
+
+_LARGEST_MANIFEST = 2**24  # five times that of as many models as a zip file may have
+
+# %% ../../nbs/benchmark/04_hub.ipynb #df494a84
+def check_as_listed(manifest: Manifest, benchmark: str, part: str, hashes: Mapping[str, str]) -> None:
+    """`ValueError` unless the models or tensors of a part are those that the manifest of a repository lists.
+
+    Parameters
+    ----------
+    manifest : Manifest
+        What the repository has beside the files.
+    benchmark, part : str
+        Name of the benchmark, and its folder.
+    hashes : mapping of str
+        SHA-256 of all models, or tensors, as they were fetched, by their names in the folder of the benchmark.
+    """
+    listed = {name: value for name, value in manifest.files.items() if re.fullmatch(rf"{part}/.*\.pt", name)}
+    models = part.startswith("models_")
+    lists = f"as {benchmark}/{MANIFEST} beside it lists"
+    if models and len(listed) != len(hashes):
+        raise ValueError(
+            f"{archive_name(benchmark, part)}: expected {len(listed)} models, {lists}, got {len(hashes)}. {_NOT_ONE}"
+        )
+    for name, value in hashes.items():
+        if listed.get(name) != value:
+            file = f"{archive_name(benchmark, part)}, model {name.split('/')[1]}" if models else f"{benchmark}/{name}"
+            expected = f"the SHA-256 {listed[name]}" if name in listed else "no such file"
+            raise ValueError(f"{file}: expected {expected}, {lists}, got {value}. {_NOT_ONE}")
+
+
+_NOT_ONE = (
+    "The files of the repository are not those of one build: publish_benchmark, called by their owner, replaces them "
+    "all, and revision= of the setting names an earlier commit"
+)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from .archive import archive_name, unpack_models
 from .build import build_into, on_plain_torch
 from .folders import alone, appearing
 from .groups import GROUPS
+from .manifest import MANIFEST, Manifest, file_hash
 from .metrics import METRICS, Metric, check_truth
 from .settings import Setting, find_setting, list_benchmarks
 from .workspace import Workspace, origin_of, parts_of, tensor_name
@@ -82,8 +83,9 @@ def load_benchmark(
     Raises
     ------
     ValueError
-        If there is no such setting or metric (lists those there are), or files are damaged, could do harm, or do not
-        fit each other or the setting. Nothing of such files is put into place.
+        If there is no such setting or metric (lists those there are), or files are damaged, could do harm, do not fit
+        each other or the setting, or are not those that a manifest on the hub lists. Nothing of such files is put into
+        place.
     OSError
         If something cannot be fetched; names file and URL. What was fetched before is kept.
     """
@@ -164,6 +166,11 @@ class _Repository:
         self.revision = hub.commit_of(file)
         return file
 
+    @cached_property
+    def manifest(self) -> Manifest | None:
+        """What the repository says of the benchmark, if it does; to be asked for after the first file."""
+        return hub.fetch_manifest(str(self.setting.repo_id), self.setting.name, self.revision, force=self.force)
+
 
 def _fetch(workspace: Workspace, metrics: Iterable[Metric], *, force: bool) -> None:
     """Fetch what metrics need and the manifest does not list yet."""
@@ -175,7 +182,10 @@ def _fetch(workspace: Workspace, metrics: Iterable[Metric], *, force: bool) -> N
             continue
         with appearing(workspace.folder / part) as folder:
             try:
-                fill(repository, folder)
+                hashes = fill(repository, folder)
+                if repository.manifest is not None:
+                    workspace.check_published(repository.manifest, f"{workspace.setting.name}/{MANIFEST}")
+                    hub.check_as_listed(repository.manifest, workspace.setting.name, part, hashes)
             except ValueError as error:
                 remedy = "Nothing was put into place; once the file is fixed, call again with redownload=True."
                 raise ValueError(f"{str(error).rstrip('.')}. {remedy}") from error
@@ -189,8 +199,8 @@ def _fetch(workspace: Workspace, metrics: Iterable[Metric], *, force: bool) -> N
         manifest.write(workspace.folder)
 
 # %% ../../nbs/benchmark/14_load.ipynb #d7c2cda1
-def _parts(workspace: Workspace, metrics: Iterable[Metric]) -> dict[str, Callable[[_Repository, Path], None]]:
-    """Folders that metrics need, each with the function that fills it."""
+def _parts(workspace: Workspace, metrics: Iterable[Metric]) -> dict[str, Callable[[_Repository, Path], dict[str, str]]]:
+    """Folders that metrics need, each with the function that fills it; it gives the SHA-256 of what was fetched."""
     listed = list(metrics)
     models = dict.fromkeys(GROUPS[group].folder for metric in listed for group in metric.models.values())
     return {
@@ -199,12 +209,13 @@ def _parts(workspace: Workspace, metrics: Iterable[Metric]) -> dict[str, Callabl
     }
 
 
-def _fetch_models(setting: Setting, part: str, repository: _Repository, folder: Path) -> None:
+def _fetch_models(setting: Setting, part: str, repository: _Repository, folder: Path) -> dict[str, str]:
     """Put the models of a zip file into a folder."""
-    unpack_models(repository(archive_name(setting.name, part)), folder, setting.new_model())
+    hashes = unpack_models(repository(archive_name(setting.name, part)), folder, setting.new_model())
+    return {f"{part}/{number}/model_weights_0.pt": value for number, value in enumerate(hashes)}
 
 
-def _fetch_tensors(workspace: Workspace, metric: Metric, repository: _Repository, folder: Path) -> None:
+def _fetch_tensors(workspace: Workspace, metric: Metric, repository: _Repository, folder: Path) -> dict[str, str]:
     """Put the tensors of a metric, on the CPU, into a folder."""
     name = workspace.setting.name
     files = {what: repository(f"{name}/{tensor_name(metric.name, what)}") for what in metric.tensors}
@@ -212,6 +223,7 @@ def _fetch_tensors(workspace: Workspace, metric: Metric, repository: _Repository
     check_truth(metric, workspace.setting, workspace.data, tensors, files["indices"].parent)
     for what, tensor in tensors.items():
         atomic_write(folder / f"{what}_{metric.name}.pt", to_bytes(tensor))
+    return {tensor_name(metric.name, what): file_hash(file) for what, file in files.items()}
 
 
 def _read_tensor(file: Path) -> torch.Tensor:

@@ -146,6 +146,21 @@ class Workspace:
                 f"download_path, or replace it: {remedy}."
             )
 
+    def check_published(self, manifest: Manifest, file: str) -> None:
+        """`ValueError` naming what differs if a manifest on the hub is of another benchmark, or of other samples.
+
+        How models were trained is not compared: whoever loads them need not have the functions that trained them.
+        """
+        expected = {name: self.setting.fingerprint()[name] for name in ("model", "dataset", "train_size", "test_size")}
+        recorded, expected = {**manifest.setting, **manifest.samples}, expected | self._samples()
+        for name, value in expected.items():
+            if recorded.get(name) != value:
+                raise ValueError(
+                    f"{file} is of another setting or other data: {name}: expected {value}, got "
+                    f"{str(recorded.get(name))[:80]}. Use the setting and the data that it was published with, or "
+                    "another repo_id or revision"
+                )
+
     def repair(self) -> None:
         """Remove what building again has to make: files that are not as listed, and folders of earlier versions."""
         if self.is_earlier():
