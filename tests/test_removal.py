@@ -73,7 +73,7 @@ def test_the_top_samples_are_removed_and_random_ones(tmp_path):
         found = result.values["scores"][int(row.direction == "harmful"), [0.25, 0.5].index(row.fraction)]
         controls = result.controls[[0.25, 0.5].index(row.fraction)]
         assert math.isclose(row.effect, float((found - controls.mean(0)).mean()), rel_tol=1e-9)
-        larger = (found > controls).double().mean()
+        larger = ((found > controls).double() + (found == controls).double() / 2).mean()
         assert math.isclose(row.beats, float(larger if row.direction == "helpful" else 1 - larger), abs_tol=1e-9)
 
 

@@ -73,7 +73,8 @@ def load_benchmark(
         ``"target_func"``, which are the same: ``function(checkpoint, dataloader)`` with the path of a checkpoint (an
         `EnsembleTarget`, as all settings here have one, also takes a state dict or a module) and a loader; a loss per
         sample, tensor of shape (num_samples,). ``"train_func"``: ``train_func(dataloader)``, or
-        ``train_func(dataloader, seed=0)`` with the settings here; a trained model.
+        ``train_func(dataloader, seed=0)`` with the settings here; a trained model. ``"targets"``: for "lds", if the
+        benchmark was built with several runs per subset, the `Targets` of every run, for `lds_ceiling`; else None.
     ground_truth : GroundTruth or tensor
         For "lds" and "loo" what `lds` and `loo_corr` take, values and indices; the values are minus the mean target of
         a subset's models, and the target of the model without a sample: both larger where larger scores say so. For
@@ -127,6 +128,7 @@ def _attributes(workspace: Workspace, metric: Metric, tensors: dict[str, torch.T
         "loss_func": setting.target_func,
         "target_func": setting.target_func,
         "train_func": setting.train_func,
+        "targets": metric.targets(tensors),
     }
 
 # %% ../../nbs/benchmark/14_load.ipynb #e6b04166
@@ -219,6 +221,9 @@ def _fetch_tensors(workspace: Workspace, metric: Metric, repository: _Repository
     """Put the tensors of a metric, on the CPU, into a folder."""
     name = workspace.setting.name
     files = {what: repository(f"{name}/{tensor_name(metric.name, what)}") for what in metric.tensors}
+    listed = () if repository.manifest is None else repository.manifest.files
+    extra = [what for what in metric.extra if tensor_name(metric.name, what) in listed]
+    files |= {what: repository(f"{name}/{tensor_name(metric.name, what)}") for what in extra}
     tensors = {what: _read_tensor(file) for what, file in files.items()}
     check_truth(metric, workspace.setting, workspace.data, tensors, files["indices"].parent)
     for what, tensor in tensors.items():

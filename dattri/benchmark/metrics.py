@@ -17,9 +17,8 @@ from .datasets import Datasets
 from .manifest import Check
 from .utils import flip_label
 from ..metric.correlation import ranks, spearman
-from ..metric.evaluation import evaluate_checkpoints, evaluates_many
-from ..metric.ground_truth import GroundTruth, calculate_lds_ground_truth, calculate_loo_ground_truth
-from ..model_util.retrain_dir import RetrainDir
+from ..metric.evaluation import evaluates_many
+from ..metric.ground_truth import GroundTruth, Targets, calculate_loo_ground_truth, calculate_targets
 from ..model_util.seeds import derive_seed
 
 # %% auto #0
@@ -38,6 +37,8 @@ class Metric:
         Name of the metric, and of the folder of its tensors.
     tensors : tuple of str
         Tensors of its ground truth.
+    extra : tuple of str
+        Tensors that a ground truth may have beside, but those of others and of earlier versions have not.
     models : dict of str
         The groups of models to attribute, by "full" and "half".
     retrained : str, optional
@@ -48,6 +49,7 @@ class Metric:
 
     name: ClassVar[str]
     tensors: ClassVar[tuple[str, ...]] = ("indices", "target_values")
+    extra: ClassVar[tuple[str, ...]] = ()
     models: ClassVar[dict[str, str]] = {"full": "full", "half": "half"}
     retrained: ClassVar[str | None] = None
     options: ClassVar[tuple[str, ...]] = ()
@@ -75,6 +77,10 @@ class Metric:
         """The ground truth as the functions in `dattri.metric` take it."""
         return GroundTruth(tensors["target_values"], tensors["indices"].long())
 
+    def targets(self, tensors: Tensors) -> Targets | None:  # noqa: ARG002
+        """The targets of every run, if the ground truth has them."""
+        return None
+
 # %% ../../nbs/benchmark/08_metrics.ipynb #28039356
 @dataclass(frozen=True)
 class _OfPaths:
@@ -99,13 +105,12 @@ def target_of(setting: Any) -> Any:
 class _Retrained(Metric):
     """What the metrics of retrained models share."""
 
-    calculate: ClassVar[Callable[..., GroundTruth]]
     indices_ndim: ClassVar[int]
 
     def compute(self, setting: Any, data: Datasets, retrained: Path, n_jobs: int | None = None) -> Tensors:
         """Values of the target function."""
         _, test_loader = setting.loaders(data)
-        truth = type(self).calculate(target_of(setting), retrained, test_loader, n_jobs=n_jobs)
+        truth = calculate_loo_ground_truth(target_of(setting), retrained, test_loader, n_jobs=n_jobs)
         return {"indices": truth.indices, "target_values": truth.values}
 
     def check(self, setting: Any, data: Datasets, retrained: Path, tensors: Tensors) -> list[Check]:  # noqa: ARG002
@@ -138,15 +143,34 @@ class _Lds(_Retrained):
     """Random subsets, several models on each."""
 
     name = retrained = "lds"
+    extra = ("target_runs",)
     options = ("num_subsets", "num_runs")
-    calculate, indices_ndim = calculate_lds_ground_truth, 2
+    indices_ndim = 2
+
+    def compute(self, setting: Any, data: Datasets, retrained: Path, n_jobs: int | None = None) -> Tensors:
+        """Values of the target function, and those of every run if there are several."""
+        targets = calculate_targets(target_of(setting), retrained, setting.loaders(data)[1], n_jobs=n_jobs)
+        truth = targets.ground_truth()
+        runs = {"target_runs": targets.values} if targets.values.shape[1] > 1 else {}
+        return {"indices": truth.indices, "target_values": truth.values, **runs}
 
     def check(self, setting: Any, data: Datasets, retrained: Path, tensors: Tensors) -> list[Check]:
         """Also: what the noise of training leaves."""
-        return [
-            *super().check(setting, data, retrained, tensors),
-            *_agreement(setting, data, retrained, tensors["target_values"]),
-        ]
+        return [*super().check(setting, data, retrained, tensors), *_agreement(tensors)]
+
+    def fits(self, setting: Any, data: Datasets, tensors: Tensors) -> bool:
+        """Also: the values are those of the runs."""
+        fits = super().fits(setting, data, tensors)
+        if not fits or "target_runs" not in tensors:
+            return fits
+        values, runs = tensors["target_values"], tensors["target_runs"]
+        same_kind = runs.ndim == 3 and runs.is_floating_point() and (len(runs), runs.shape[2]) == values.shape
+        return same_kind and torch.allclose(Targets(runs, values).ground_truth().values.double(), values.double())
+
+    def targets(self, tensors: Tensors) -> Targets | None:
+        """The targets of every run."""
+        runs = tensors.get("target_runs")
+        return None if runs is None else Targets(runs, tensors["indices"].long())
 
 
 class _Loo(_Retrained):
@@ -154,20 +178,15 @@ class _Loo(_Retrained):
 
     name = retrained = "loo"
     options = ("num_removed",)
-    calculate, indices_ndim = calculate_loo_ground_truth, 1
+    indices_ndim = 1
 
 
-def _agreement(setting: Any, data: Datasets, retrained: Path, values: torch.Tensor) -> list[Check]:
+def _agreement(tensors: Tensors) -> list[Check]:
     """How well the first models of all subsets agree with the means of the others."""
-    num_runs, (_, test_loader) = setting.num_runs, setting.loaders(data)
-    if num_runs == 1:
+    if "target_runs" not in tensors:
         return []
-    directory = RetrainDir.open(retrained, "lds")
-    files = [directory.checkpoint(group) for group in directory.subsets]
-    targets = evaluate_checkpoints(target_of(setting), files, test_loader)
-    first = -torch.stack(targets).double()
-    others = (num_runs * values.double() - first) / (num_runs - 1)
-    x, y = (ranks(values.T.contiguous()).places for values in (first, others))
+    runs = tensors["target_runs"].double()
+    x, y = (ranks(values.T.contiguous()).places for values in (runs[:, 0], runs[:, 1:].mean(1)))
     mean = float(spearman(x, y).nanmean())
     finding = f"rank correlation {mean:.2f} between one model of each subset and the mean of the others"
     return [Check("lds: models of the same subset agree", finding, mean > 0.05)]

@@ -90,7 +90,9 @@ class Workspace:
 
     def tensors(self, metric: Metric) -> dict[str, torch.Tensor]:
         """The ground truth of a metric, as it lies in the folder; `ValueError` if it does not fit."""
-        tensors = {what: load_checkpoint(self.folder / tensor_name(metric.name, what)) for what in metric.tensors}
+        files = {what: self.folder / tensor_name(metric.name, what) for what in (*metric.tensors, *metric.extra)}
+        present = [what for what, file in files.items() if what in metric.tensors or file.exists()]
+        tensors = {what: load_checkpoint(files[what]) for what in present}
         check_truth(metric, self.setting, self.data, tensors, self.folder / metric.name)
         return tensors
 
