@@ -22,6 +22,7 @@ from huggingface_hub import DatasetCard, constants
 
 from dattri.benchmark.build import build_benchmark
 from dattri.benchmark.hub import publish_benchmark
+from dattri.benchmark.load import load_setting
 from dattri.benchmark.manifest import file_hash
 from dattri.benchmark.settings import register_setting
 from dattri.model_util.checkpoint import to_bytes
@@ -91,3 +92,21 @@ def test_the_card(tmp_path, fresh, hub):
     hub.change(("dataset", "me/points"), {"README.md": b"# By hand", "bad/manifest.json": b"{"})
     publish_benchmark(tmp_path / "benchmark" / "points_other", "me/points")
     assert hub.files("me/points")["README.md"] == b"# By hand"
+
+
+def test_the_targets_of_every_run_travel_too(hub, tmp_path):
+    """A benchmark of several runs keeps them; one that was published without is loaded all the same."""
+    several = replace(LOCAL, num_runs=3)
+    build_benchmark(several, tmp_path / "built", metrics=["lds"])
+    assert publish_benchmark(tmp_path / "built", "me/points")
+    attributes, truth = load_setting(replace(several, repo_id="me/points"), "lds", tmp_path / "fetched")
+    targets = attributes["targets"]
+    assert targets.values.shape == (4, 3, 5) and torch.equal(targets.ground_truth().values, truth.values)
+    assert torch.equal(targets.indices, truth.indices)
+    name = "points_lr/lds/target_runs_lds.pt"
+    hub.change(("dataset", "me/points"), {name: to_bytes(targets.values + 1)})
+    with pytest.raises(ValueError, match="does not fit points_lr"):
+        load_setting(replace(several, repo_id="me/points"), "lds", tmp_path / "altered")
+    hub.change(("dataset", "me/points"), {"points_lr/manifest.json": None, name: None})
+    attributes, _ = load_setting(replace(several, repo_id="me/points"), "lds", tmp_path / "without")
+    assert attributes["targets"] is None
