@@ -20,6 +20,7 @@ from dattri.metric.jackknife import (
     LeftOut,
     check_confidence,
     crossed,
+    defined,
     fisher_interval,
     linear_left_out,
     pseudo_values,
@@ -77,19 +78,13 @@ def lds_interval(
     check_confidence(confidence)
     with single_thread():
         left_out = rank_left_out(ranked_pair(score, ground_truth))
-    known = _known(left_out)
+    known = defined(left_out)
     if left_out.without.shape[1] < 3 or not len(known.whole):
         return ConfidenceInterval(float(left_out.whole[~left_out.whole.isnan()].mean()), math.nan, math.nan)
     mean = float(known.whole.mean())
     return ConfidenceInterval(mean, *fisher_interval(mean, crossed([pseudo_values(known)]), confidence))
 
-
-def _known(left_out: LeftOut) -> LeftOut:
-    """Of the test samples whose correlation is defined, with and without any one unit."""
-    known = ~left_out.without.isnan().any(1) & ~left_out.whole.isnan()
-    return LeftOut(left_out.whole[known].clamp(-1, 1), left_out.without[known].clamp(-1, 1))
-
-# %% ../../nbs/metric/03_uncertainty.ipynb #d52003ed
+# %% ../../nbs/metric/03_uncertainty.ipynb #08b513c1
 class Comparison(NamedTuple):
     """Mean LDS of one method minus that of another, the interval of the difference, and its two-sided p-value."""
 
@@ -98,7 +93,7 @@ class Comparison(NamedTuple):
     high: float
     pvalue: float
 
-# %% ../../nbs/metric/03_uncertainty.ipynb #3e30a1a8
+# %% ../../nbs/metric/03_uncertainty.ipynb #199e4cbc
 def compare_lds(
     a: Any, b: Any, ground_truth: tuple[torch.Tensor, torch.Tensor], *, confidence: float = 0.95
 ) -> Comparison:
@@ -170,7 +165,7 @@ def _difference_interval(estimate: Estimate, confidence: float) -> tuple[float, 
     width = quantile(estimate, confidence) * error
     return max(centre - width, -2.0), min(centre + width, 2.0), pvalue
 
-# %% ../../nbs/metric/03_uncertainty.ipynb #ac88fc6c
+# %% ../../nbs/metric/03_uncertainty.ipynb #43c167cf
 def loo_interval(
     score: Any, ground_truth: tuple[torch.Tensor, torch.Tensor], *, confidence: float = 0.95
 ) -> ConfidenceInterval:
@@ -209,11 +204,11 @@ def loo_interval(
 
     def pseudo() -> Iterator[torch.Tensor]:
         for left_out in _loo_left_out(score, targets, indices):
-            defined = _known(left_out)
+            part = defined(left_out)
             whole.append(left_out.whole)
-            known.append(defined.whole)
-            if len(defined.whole):
-                yield pseudo_values(defined)
+            known.append(part.whole)
+            if len(part.whole):
+                yield pseudo_values(part)
 
     with single_thread():
         estimate = crossed(pseudo())
@@ -224,7 +219,7 @@ def loo_interval(
     mean = float(values.mean())
     return ConfidenceInterval(mean, *fisher_interval(mean, estimate, confidence))
 
-# %% ../../nbs/metric/03_uncertainty.ipynb #1536e144
+# %% ../../nbs/metric/03_uncertainty.ipynb #e0d1deae
 _CHUNK_BYTES = 2**23  # of one column block in float64; several of its size are alive at a time
 
 
@@ -240,7 +235,7 @@ def _loo_left_out(score: Any, targets: torch.Tensor, indices: torch.Tensor) -> I
                 part.check_finite(rows)
             yield left_out
 
-# %% ../../nbs/metric/03_uncertainty.ipynb #66a30404
+# %% ../../nbs/metric/03_uncertainty.ipynb #1136d491
 def mislabel_interval(score: Any, ground_truth: Any, *, confidence: float = 0.95) -> ConfidenceInterval:
     """Area under the ROC curve of finding mislabelled samples, and a confidence interval for it.
 
