@@ -84,7 +84,7 @@ def lds_interval(
     mean = float(known.whole.mean())
     return ConfidenceInterval(mean, *fisher_interval(mean, crossed([pseudo_values(known)]), confidence))
 
-# %% ../../nbs/metric/03_uncertainty.ipynb #08b513c1
+# %% ../../nbs/metric/03_uncertainty.ipynb #0750c35e
 class Comparison(NamedTuple):
     """Mean LDS of one method minus that of another, the interval of the difference, and its two-sided p-value."""
 
@@ -93,7 +93,7 @@ class Comparison(NamedTuple):
     high: float
     pvalue: float
 
-# %% ../../nbs/metric/03_uncertainty.ipynb #199e4cbc
+# %% ../../nbs/metric/03_uncertainty.ipynb #8302f74b
 def compare_lds(
     a: Any, b: Any, ground_truth: tuple[torch.Tensor, torch.Tensor], *, confidence: float = 0.95
 ) -> Comparison:
@@ -165,7 +165,7 @@ def _difference_interval(estimate: Estimate, confidence: float) -> tuple[float, 
     width = quantile(estimate, confidence) * error
     return max(centre - width, -2.0), min(centre + width, 2.0), pvalue
 
-# %% ../../nbs/metric/03_uncertainty.ipynb #43c167cf
+# %% ../../nbs/metric/03_uncertainty.ipynb #1b902d3f
 def loo_interval(
     score: Any, ground_truth: tuple[torch.Tensor, torch.Tensor], *, confidence: float = 0.95
 ) -> ConfidenceInterval:
@@ -219,7 +219,7 @@ def loo_interval(
     mean = float(values.mean())
     return ConfidenceInterval(mean, *fisher_interval(mean, estimate, confidence))
 
-# %% ../../nbs/metric/03_uncertainty.ipynb #e0d1deae
+# %% ../../nbs/metric/03_uncertainty.ipynb #966015e8
 _CHUNK_BYTES = 2**23  # of one column block in float64; several of its size are alive at a time
 
 
@@ -235,13 +235,14 @@ def _loo_left_out(score: Any, targets: torch.Tensor, indices: torch.Tensor) -> I
                 part.check_finite(rows)
             yield left_out
 
-# %% ../../nbs/metric/03_uncertainty.ipynb #1136d491
+# %% ../../nbs/metric/03_uncertainty.ipynb #9d4b9abf
 def mislabel_interval(score: Any, ground_truth: Any, *, confidence: float = 0.95) -> ConfidenceInterval:
     """Area under the ROC curve of finding mislabelled samples, and a confidence interval for it.
 
     The interval is for the probability that a mislabelled sample has a larger score than a clean one, over infinitely
     many samples of both kinds, by DeLong's variance (DeLong et al. 1988, doi:10.2307/2531595) on the logit scale, with
-    Student's t and Satterthwaite's degrees of freedom. It takes one sort.
+    Student's t and Satterthwaite's degrees of freedom. Half an observation of the largest variance possible is added
+    to each class, so that a few samples are not trusted too far. It takes one sort.
 
     Parameters
     ----------
@@ -273,11 +274,11 @@ def mislabel_interval(score: Any, ground_truth: Any, *, confidence: float = 0.95
     num_clean = len(is_wrong) - num_wrong
     if min(num_wrong, num_clean) < 2:
         return ConfidenceInterval(auc, math.nan, math.nan)
-    if auc in (0.0, 1.0):
+    if min(auc, 1 - auc) * num_wrong * num_clean < 0.25:  # not even one tie
         least = ((1 - confidence) / 2) ** (1 / min(num_wrong, num_clean))
-        return ConfidenceInterval(auc, *((least, 1.0) if auc else (0.0, 1 - least)))
+        return ConfidenceInterval(auc, *((least, 1.0) if auc > 0.5 else (0.0, 1 - least)))
     estimate = _delong(auc, curve, num_wrong, num_clean)
-    if estimate.variance == 0:
+    if estimate.variance == 0:  # all scores are equal
         return ConfidenceInterval(auc, auc, auc)
     width = quantile(estimate, confidence) * math.sqrt(estimate.variance) / (auc * (1 - auc))
     centre = math.log(auc / (1 - auc))
@@ -286,14 +287,20 @@ def mislabel_interval(score: Any, ground_truth: Any, *, confidence: float = 0.95
 
 def _delong(auc: float, curve: RocCurve, num_wrong: int, num_clean: int) -> Estimate:
     """The AUC and its variance from the steps of a ROC curve."""
-    shares = [
-        (steps.diff(), 1 - middle if name == "wrong" else middle, count)
-        for name, steps, middle, count in (
-            ("wrong", curve.tpr, (curve.fpr[1:] + curve.fpr[:-1]) / 2, num_wrong),
-            ("clean", curve.fpr, (curve.tpr[1:] + curve.tpr[:-1]) / 2, num_clean),
-        )
+    below, above = (1 - (steps[1:] + steps[:-1]) / 2 for steps in (curve.fpr, 1 - curve.tpr))
+    spreads = [
+        float((steps.diff() * (share - auc).square()).sum())
+        for steps, share in ((curve.tpr, below), (curve.fpr, above))
     ]
-    wrong, clean = (float((weight * (share - auc).square()).sum()) / (count - 1) for weight, share, count in shares)
+    if not any(spreads):
+        return Estimate(auc, 0.0, math.inf, 0.0, 0.0, 0.0)
+    fewer = min(num_wrong, num_clean)
+    cautious = (fewer * auc + 0.5) / (fewer + 1)
+    added = 0.5 * cautious * (1 - cautious)  # half an observation, as far from the others as can be
+    wrong, clean = (
+        (spread * count + added) / (count - 1 + 0.5) / count
+        for spread, count in zip(spreads, (num_wrong, num_clean), strict=True)
+    )
     variance = wrong + clean
     spread = wrong**2 / (num_wrong - 1) + clean**2 / (num_clean - 1)
     return Estimate(auc, variance, max(variance**2 / spread, 1.0) if spread > 0 else math.inf, wrong, clean, 0.0)
