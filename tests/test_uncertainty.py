@@ -222,11 +222,11 @@ def made(seed, num_subsets=40, num_runs=3, num_tests=12, reliability=0.5):
 @pytest.mark.parametrize("num_runs", [2, 3, 8])
 def test_ceiling_is_what_the_truth_reaches(reliability, num_runs):
     found = []
-    for seed in range(4):
+    for seed in range(8):
         score, targets = made(100 * seed, 50, num_runs, 40, reliability)
         reached = float(lds(score, (-targets.values.mean(1), targets.indices)).correlation.mean())
         found.append(lds_ceiling(targets).mean - reached)
-    assert abs(np.mean(found)) < 0.02
+    assert abs(np.mean(found)) < (0.03 if reliability < 0.5 else 0.01)
 
 
 @pytest.mark.parametrize("kind", ["lopsided", "long tails", "multiplied"])

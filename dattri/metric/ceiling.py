@@ -53,8 +53,8 @@ def lds_ceiling(targets: Any, *, confidence: float = 0.95) -> Ceiling:
     correlation between runs over the subsets) follows the reliability of one run, by Spearman and Brown's formula that
     of the mean over R runs, and its square root is the ceiling, carried to Spearman's scale. All of this is exact for
     normal values; the ratio between these and values of the shape found in the targets (long tails, lopsided truth)
-    is estimated by taking the noise out of their distribution, and multiplied in. The noise of this ratio is not part of
-    the interval, which is a little short where many test samples have nothing in common (it held 86% to 98%).
+    is estimated by taking the noise out of their distribution, and multiplied in. The noise of this ratio is not part
+    of the interval, which is a little short where many test samples have nothing in common.
 
     Parameters
     ----------
@@ -536,7 +536,8 @@ def plan_lds(
         LDS of the method against the mean over the runs of `targets`, or against one run with `reliability`. From a
         tensor, as `lds` returns it, follows how much it varies among test samples; for a number this is assumed to be
         0.3 on Fisher's scale. What `lds_interval` returns for the method and the mean over the runs of `targets` is
-        best: its width is that of the method at hand, and only scaled. Default: unknown; then the width is that around
+        best: its width is that of the method at hand, and only scaled; its LDS is taken to differ among test samples as
+        the ceiling does. Default: unknown; then the width is that around
         an LDS of 0, the widest.
     num_tests : int, optional
         Test samples to judge by. Default: as many as `targets` have.
@@ -571,6 +572,7 @@ def plan_lds(
     level, varied = _level(found.mean if found else lds, count, model.shared)
     scale = 1.0
     if found is not None and targets is not None and found.high > found.low:
+        varied = _varied(model) * level**2
         pilot = (int(count), _runs_of(targets).shape[2])
         scale = (found.high - found.low) / _width(level, varied, model.shared, pilot, confidence)
     present = model.mean(model.agreement, model.num_runs)
@@ -623,6 +625,12 @@ def _level(lds: Any, count: float, shared: float) -> tuple[float, float]:
         return endless, (_SPREAD * (1 - endless**2)) ** 2
     chance = 0.0 if math.isinf(count) else float(_chance(values.numpy(), count).mean()) * (1 - shared)
     return endless, max(float(values.var()) - chance, 0.0)
+
+
+def _varied(model: _Model) -> float:
+    """Variance of the ceiling among test samples, in units of its mean."""
+    ceilings = model.of_agreement(_beta_quantiles(model.agreement, model.spread), model.num_runs)
+    return float(ceilings.var() / max(float(ceilings.mean()) ** 2, 1e-12))
 
 
 def _chance(value: Any, count: float) -> Any:
