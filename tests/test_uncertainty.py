@@ -1,0 +1,415 @@
+"""Intervals, comparisons and ceilings against loops of scipy that leave out one unit after the other."""
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+
+from dattri.metric import GroundTruth, lds, lds_interval, loo_corr, mislabel_detection_auc
+from dattri.metric.ceiling import RetrainingPlan, ceiling_share, lds_ceiling, plan_lds
+from dattri.metric.uncertainty import Comparison, compare_lds, loo_interval, mislabel_interval
+
+
+def normal(seed, *shape):
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+def single(count):
+    """Subsets of one sample each, so that a sum of scores is the score."""
+    return torch.arange(count)[:, None]
+
+
+def correlations(correlate, x, y):
+    """Pseudo-values by a loop, (num_test, num_units), and plain correlations."""
+    count, rows = len(x), range(x.shape[1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        whole = np.array([correlate(x[:, t], y[:, t]).statistic for t in rows])
+        without = [
+            [correlate(np.delete(x[:, t], k), np.delete(y[:, t], k)).statistic for k in range(count)] for t in rows
+        ]
+    return count * whole[:, None] - (count - 1) * np.array(without), whole
+
+
+def crossed(values):
+    """Mean, standard error and degrees of freedom of a table, by the formulas of a two-way layout."""
+    tests, units = values.shape
+    mean, of_unit, of_test = values.mean(), values.mean(0), values.mean(1)
+    v_units = of_unit.var(ddof=1) / units
+    if tests == 1:
+        return mean, v_units**0.5, units - 1
+    v_tests = of_test.var(ddof=1) / tests
+    degrees = (units - 1) * (tests - 1)
+    v_both = ((values - of_unit - of_test[:, None] + mean) ** 2).sum() / degrees / units / tests
+    variance = max(v_units + v_tests - v_both, v_units, v_tests)
+    freedom = variance**2 / (v_units**2 / (units - 1) + v_tests**2 / (tests - 1) + v_both**2 / degrees)
+    return mean, variance**0.5, max(freedom, 1)
+
+
+def fisher(pseudo, plain, confidence=0.95):
+    """Interval of a mean correlation on Fisher's scale."""
+    mean, error, degrees = crossed(pseudo)
+    centre = np.clip(mean, plain - 0.9 * (1 + plain), plain + 0.9 * (1 - plain))
+    width = scipy.stats.t.ppf((1 + confidence) / 2, degrees) * error / (1 - (0.75 * centre + 0.25 * plain) ** 2)
+    return np.tanh(np.arctanh(centre) + np.array([-width, width]))
+
+
+SIZES = [(5, 1), (6, 2), (9, 4), (30, 3)]
+LEVELS = [0, 2]  # values rounded to a few, with ties
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("levels", LEVELS)
+def test_comparison_is_a_loop_of_scipy(sizes, levels):
+    x, y, z = (np.round(part * levels) if levels else part for part in normal(sum(sizes), 3, *sizes))
+    found = compare_lds(torch.tensor(x), torch.tensor(z), (torch.tensor(y), single(len(x))), confidence=0.9)
+    (a, plain_a), (b, plain_b) = (correlations(scipy.stats.spearmanr, part, y) for part in (x, z))
+    known = np.isfinite(a).all(1) & np.isfinite(b).all(1)
+    mean, error, degrees = crossed((a - b)[known])
+    width = scipy.stats.t.ppf(0.95, degrees) * error
+    expected = [(plain_a - plain_b)[known].mean(), max(mean - width, -2), min(mean + width, 2)]
+    np.testing.assert_allclose(found[:3], expected, atol=1e-9)
+    np.testing.assert_allclose(found.pvalue, 2 * scipy.stats.t.sf(abs(mean) / error, degrees), atol=1e-9)
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("levels", LEVELS)
+def test_loo_interval_is_a_loop_of_scipy(sizes, levels):
+    x, y = (np.round(part * levels) if levels else part for part in normal(sum(sizes) + 1, 2, *sizes))
+    found = loo_interval(torch.tensor(x), (torch.tensor(y), torch.arange(len(x))))
+    pseudo, plain = correlations(scipy.stats.pearsonr, x, y)
+    known = np.isfinite(pseudo).all(1)
+    mean = plain[known].mean()
+    np.testing.assert_allclose(found, [mean, *fisher(pseudo[known], mean)], atol=1e-8)
+
+
+def test_loo_interval_where_one_row_is_nearly_all():
+    x, y = normal(3, 2, 12, 5)
+    x[4, 0], y[7, 1], x[2, 2], x[:, 3], x[:, 4] = 1e9, -1e12, 1e6, 1e150 * x[:, 3], 1e5 + x[:, 4]
+    found = loo_interval(torch.tensor(x), (torch.tensor(y), torch.arange(12)))
+    x[:, 3] /= 1e150
+    pseudo, plain = correlations(scipy.stats.pearsonr, x, y)
+    np.testing.assert_allclose(found, [plain.mean(), *fisher(pseudo, plain.mean())], atol=1e-7)
+
+
+def test_loo_interval_takes_positions_in_any_order_and_leaves_out_the_undefined():
+    score, targets = torch.tensor(normal(4, 20, 6)), torch.tensor(normal(5, 9, 6))
+    removed = torch.tensor([19, 3, 7, 0, 11, 5, 2, 13, 8])
+    found = loo_interval(score, (targets, removed))
+    assert found == pytest.approx(loo_interval(score[removed], (targets, torch.arange(9))))
+    assert found.mean == pytest.approx(float(loo_corr(score, (targets, removed)).correlation.mean()))
+    score[:, 2] = 3.0
+    targets[1:, 4] = 1.0  # constant once model 0 is left out
+    rest = [0, 1, 3, 5]
+    assert loo_interval(score, (targets, removed)) == pytest.approx(
+        loo_interval(score[:, rest], (targets[:, rest], removed))
+    )
+
+
+def test_loo_interval_reads_blocks_of_test_samples(tmp_path, monkeypatch):
+    score, targets = normal(6, 300, 40).astype("float32"), torch.tensor(normal(7, 300, 40))
+    truth = (targets, torch.arange(300))
+    whole = loo_interval(torch.tensor(score), truth)
+    np.save(tmp_path / "score.npy", score)
+    mapped = np.load(tmp_path / "score.npy", mmap_mode="r")
+    ways = [mapped, np.asfortranarray(score), iter(torch.tensor(score).split(7, dim=1))]
+    assert all(loo_interval(way, truth) == pytest.approx(whole, abs=1e-9) for way in ways)
+    monkeypatch.setattr("dattri.metric.uncertainty._CHUNK_BYTES", 8 * 300 * 3)
+    assert loo_interval(mapped, truth) == pytest.approx(whole, abs=1e-9)
+
+
+def pairs_auc(wrong, clean):
+    """Share of pairs in order, and the shares of each sample, by all pairs."""
+    order = (wrong[:, None] > clean) + 0.5 * (wrong[:, None] == clean)
+    return order.mean(), order.mean(1), order.mean(0)
+
+
+@pytest.mark.parametrize("sizes", [(4, 5), (3, 40), (40, 3), (25, 60)])
+@pytest.mark.parametrize("levels", LEVELS)
+def test_auc_interval_is_delong_over_all_pairs(sizes, levels):
+    wrong, clean = normal(1, sizes[0]) + 0.5, normal(2, sizes[1])
+    wrong, clean = (np.round(part * levels) if levels else part for part in (wrong, clean))
+    score, is_wrong = np.concatenate([clean, wrong]), np.repeat([0, 1], [len(clean), len(wrong)])
+    found = mislabel_interval(score, is_wrong, confidence=0.9)
+    auc, of_wrong, of_clean = pairs_auc(wrong, clean)
+    cautious = (min(sizes) * auc + 0.5) / (min(sizes) + 1)
+    variances = [
+        (part.var() * len(part) + 0.5 * cautious * (1 - cautious)) / (len(part) - 0.5) / len(part)
+        for part in (of_wrong, of_clean)
+    ]
+    degrees = sum(variances) ** 2 / sum(
+        variance**2 / (size - 1) for variance, size in zip(variances, sizes, strict=True)
+    )
+    width = scipy.stats.t.ppf(0.95, max(degrees, 1)) * sum(variances) ** 0.5 / (auc * (1 - auc))
+    expected = scipy.special.expit(scipy.special.logit(auc) + np.array([-width, width]))
+    np.testing.assert_allclose(found, [auc, *expected], rtol=1e-9)
+    assert found.mean == mislabel_detection_auc(score, is_wrong).auc
+
+
+def test_auc_interval_at_its_limits():
+    is_wrong = np.arange(30) >= 24
+    perfect, worst = (mislabel_interval(sign * np.arange(30.0), is_wrong) for sign in (1, -1))
+    assert perfect == (1, pytest.approx(0.025 ** (1 / 6)), 1) and worst == (0, 0, pytest.approx(1 - 0.025 ** (1 / 6)))
+    assert mislabel_interval(np.ones(30), is_wrong) == (0.5, 0.5, 0.5)
+    one = mislabel_interval(np.arange(30.0), np.arange(30) == 20)
+    assert 0 < one.mean < 1 and np.isnan(one[1:]).all()
+    with pytest.warns(UserWarning, match="no mislabelled samples"):
+        assert np.isnan(mislabel_interval(np.arange(30.0), np.zeros(30))).all()
+    turned = mislabel_interval(-normal(1, 30), is_wrong)
+    found = mislabel_interval(normal(1, 30), is_wrong)
+    np.testing.assert_allclose([turned.low, turned.high], [1 - found.high, 1 - found.low])
+
+
+def test_paired_is_far_surer_than_two_intervals():
+    signal, noise = normal(8, 60, 40), normal(9, 2, 60, 40)
+    truth = (torch.tensor(signal + normal(10, 60, 40)), single(60))
+    a, b = (torch.tensor(signal + level * noise[0] + 0.2 * noise[1] * level) for level in (0.9, 1.1))
+    first, second, both = lds_interval(a, truth), lds_interval(b, truth), compare_lds(a, b, truth)
+    assert first.low < second.high  # they overlap
+    assert both.low > 0 and both.pvalue < 0.001
+    apart = math.hypot(first.high - first.low, second.high - second.low)
+    assert both.high - both.low < 0.7 * apart
+
+
+def test_comparison_turns_its_sign_and_knows_equals():
+    a, b, y = torch.tensor(normal(11, 3, 20, 8))
+    truth = (y, single(20))
+    there, back = compare_lds(a, b, truth), compare_lds(b, a, truth)
+    np.testing.assert_allclose(there, [-back.difference, -back.high, -back.low, back.pvalue], atol=1e-12)
+    assert compare_lds(a, a, truth) == compare_lds(a, 7 * a, truth) == Comparison(0, 0, 0, 1)
+    assert compare_lds(y, -y, truth) == Comparison(2, 2, 2, 0)
+    half = b.clone()
+    half[:, ::2] = 1.0  # undefined for b, so left out of both
+    expected = compare_lds(a[:, 1::2], b[:, 1::2], (y[:, 1::2], single(20)))
+    np.testing.assert_allclose(compare_lds(a, half, truth), expected, atol=1e-12)
+    assert np.isnan(compare_lds(a, torch.ones(20, 8), truth)).all()
+    two = compare_lds(a, b, (y[:2], single(2)))
+    assert np.isfinite(two.difference) and np.isnan(two[1:]).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_dtypes(dtype):
+    x, z, y = (part.to(dtype) for part in torch.tensor(normal(12, 3, 16, 4)))
+    labels = torch.arange(16) % 4 == 0
+    pairs = [
+        (compare_lds(x, z, (y, single(16))), compare_lds(x.double(), z.double(), (y.double(), single(16)))),
+        (loo_interval(x, (y, torch.arange(16))), loo_interval(x.double(), (y.double(), torch.arange(16)))),
+        (mislabel_interval(x[:, 0], labels), mislabel_interval(x[:, 0].double(), labels)),
+    ]
+    for found, expected in pairs:
+        np.testing.assert_allclose(found, expected, atol=1e-9)
+    runs = torch.stack([x, x + 0.5 * z], 1)
+    found, expected = lds_ceiling(runs), lds_ceiling(runs.double())
+    np.testing.assert_allclose(found[1:], expected[1:], atol=1e-9)
+    assert found.per_test.dtype == torch.promote_types(dtype, torch.float32)
+
+
+def made(seed, num_subsets=40, num_runs=3, num_tests=12, reliability=0.5):
+    """Scores that know the truth, and targets of runs."""
+    score = normal(seed, 60, num_tests)
+    mask = np.argsort(normal(seed + 1, num_subsets, 60), axis=1) < 30
+    effect = mask @ score
+    effect = (effect - effect.mean(0)) / effect.std(0)
+    noise = normal(seed + 2, num_subsets, num_runs, num_tests)
+    losses = -(reliability**0.5) * effect[:, None] + (1 - reliability) ** 0.5 * noise
+    return torch.tensor(score), GroundTruth(torch.tensor(losses), torch.tensor(mask))
+
+
+@pytest.mark.parametrize("reliability", [0.2, 0.5, 0.9])
+@pytest.mark.parametrize("num_runs", [2, 3, 8])
+def test_ceiling_is_what_the_truth_reaches(reliability, num_runs):
+    found = []
+    for seed in range(8):
+        score, targets = made(100 * seed, 50, num_runs, 40, reliability)
+        reached = float(lds(score, (-targets.values.mean(1), targets.indices)).correlation.mean())
+        found.append(lds_ceiling(targets).mean - reached)
+    assert abs(np.mean(found)) < (0.03 if reliability < 0.5 else 0.01)
+
+
+@pytest.mark.parametrize("kind", ["lopsided", "long tails", "multiplied"])
+def test_ceiling_of_values_that_are_not_normal(kind):
+    generator = np.random.default_rng(3)
+    found = []
+    for _ in range(4):
+        truth, noise = generator.standard_normal((80, 40)), generator.standard_normal((80, 3, 40))
+        if kind == "lopsided":
+            runs = generator.exponential(size=(80, 40))
+            truth, runs = runs, runs[:, None] + noise
+        elif kind == "long tails":
+            runs = truth[:, None] + generator.standard_t(3, (80, 3, 40)) / 3**0.5
+        else:
+            runs = np.exp(1.5 * (truth[:, None] + noise))
+        reached = [scipy.stats.spearmanr(truth[:, t], runs[:, :, t].mean(1)).statistic for t in range(40)]
+        found.append(lds_ceiling(runs).mean - np.mean(reached))
+    assert abs(np.mean(found)) < 0.02
+
+
+def test_ceiling_of_normal_values_by_hand():
+    """The agreement by scipy, Spearman-Brown, the square root; the factor for the shape is near 1."""
+    _, targets = made(5, 200, 2, 30)
+    ceiling = lds_ceiling(targets)
+    runs = targets.values.numpy()
+    agree = np.array([scipy.stats.spearmanr(runs[:, 0, t], runs[:, 1, t]).statistic for t in range(30)])
+    one = 2 * np.sin(np.pi * agree / 6)
+    expected = 6 / np.pi * np.arcsin(np.sqrt(2 * one / (1 + one)) / 2)
+    np.testing.assert_allclose(ceiling.per_test, expected, atol=0.02)
+    assert abs(ceiling.mean - expected.mean()) < 0.02 and ceiling.low < ceiling.mean < ceiling.high
+    assert abs(ceiling.reliability - np.mean(2 * one / (1 + one))) < 0.02
+
+
+def test_ceiling_at_its_limits():
+    runs = torch.tensor(normal(1, 30, 1, 7)).repeat(1, 3, 1)
+    same = lds_ceiling(runs)
+    np.testing.assert_allclose([*same.per_test, *same[1:]], 1, atol=0.01)
+    nothing = lds_ceiling(torch.tensor(normal(2, 30, 2, 200)))
+    assert nothing.low == 0 and nothing.high < 0.5 and float(nothing.per_test.min()) == 0
+    against = lds_ceiling(torch.cat([runs[:, :1], -runs[:, :1]], 1))
+    assert against.mean == 0 == float(against.per_test.max())
+    runs = torch.tensor(normal(3, 30, 2, 7)) + 2 * runs[:, :1]
+    runs[:, 0, 2] = 1.0
+    partly = lds_ceiling(runs)
+    assert partly.per_test.isnan().tolist() == [test == 2 for test in range(7)] and np.isfinite(partly[1:]).all()
+    constant = lds_ceiling(torch.ones(30, 2, 7))
+    assert constant.per_test.isnan().all() and np.isnan(constant[1:]).all()
+    few = lds_ceiling(runs[:3])
+    assert np.isnan([few.low, few.high]).all()
+    for layout in (np.asarray(runs), runs.transpose(0, 2).contiguous().transpose(0, 2)):
+        np.testing.assert_allclose(lds_ceiling(layout)[1:], partly[1:], atol=1e-12)
+
+
+def test_share_of_the_ceiling():
+    score, targets = made(7, 60, 3, 40)
+    perfect = ceiling_share(score, targets)
+    assert perfect.low < 1 < perfect.high and perfect.high - perfect.low < 0.15
+    reached = float(lds(score, (-targets.values.mean(1), targets.indices)).correlation.mean())
+    assert perfect.mean == pytest.approx(reached / lds_ceiling(targets).mean)
+    worst = ceiling_share(-score, targets)
+    np.testing.assert_allclose(worst, [-perfect.mean, -perfect.high, -perfect.low], atol=1e-9)
+    flat = score.clone()
+    flat[:, ::2] = 1.0
+    half = GroundTruth(targets.values[:, :, 1::2], targets.indices)
+    np.testing.assert_allclose(ceiling_share(flat, targets), ceiling_share(score[:, 1::2], half), atol=1e-9)
+    noise = GroundTruth(torch.tensor(normal(2, 60, 2, 40)), targets.indices)
+    assert ceiling_share(score, noise)[1:] in [(-math.inf, math.inf), pytest.approx((math.nan,) * 2, nan_ok=True)]
+
+
+def test_plan_says_what_intervals_have():
+    """On the average of some draws, within 15%."""
+    for reliability in (0.3, 0.9):
+        said, found = [], []
+        for seed in range(0, 8000, 1000):
+            signal, pilot = made(seed, 50, 2, 60, reliability)
+            score = signal + torch.tensor(normal(seed + 5, 60, 60))
+            reached = lds(score, (-pilot.values.mean(1), pilot.indices)).correlation
+            (row,) = plan_lds(pilot, lds=reached, num_subsets=(100,), num_runs=(3,)).rows
+            said.append((row.width, row.expected_lds))
+            signal, targets = made(seed + 10, 100, 3, 60, reliability)
+            score = signal + torch.tensor(normal(seed + 15, 60, 60))
+            interval = lds_interval(score, (-targets.values.mean(1), targets.indices))
+            found.append((interval.high - interval.low, interval.mean))
+        assert row.models == 300
+        (width, mean), (found_width, found_mean) = np.mean(said, axis=0), np.mean(found, axis=0)
+        assert width == pytest.approx(found_width, rel=0.15) and mean == pytest.approx(found_mean, abs=0.03)
+
+
+def test_plan_without_a_pilot_and_as_a_table():
+    plan = plan_lds(reliability=0.5, lds=0.3, num_tests=100, num_subsets=(50, 200), num_runs=(1, 2))
+    one, two = plan.rows[:2]
+    assert one.ceiling == pytest.approx(6 / np.pi * np.arcsin(0.5**0.5 / 2)) and one.expected_lds == pytest.approx(0.3)
+    assert two.expected_lds == pytest.approx(0.3 * two.ceiling / one.ceiling) and plan.rows[2].width < one.width
+    assert isinstance(plan, RetrainingPlan) and len(str(plan).splitlines()) == 5 and "ceiling" in str(plan)
+    assert plan._repr_html_().count("<tr>") == 5
+    unknown = plan_lds(reliability=0.5, num_tests=100).rows[0]
+    assert math.isnan(unknown.expected_lds) and unknown.width > 0
+
+
+_RUNS = torch.tensor(normal(1, 10, 2, 3))
+
+
+@pytest.mark.parametrize("confidence", [0, 1, 2, -0.5, "95%", True, None, float("nan")])
+def test_confidence_is_checked_by_all(confidence):
+    x, truth = torch.tensor(normal(1, 10, 3)), (torch.tensor(normal(2, 10, 3)), single(10))
+    calls = [
+        lambda: compare_lds(x, x, truth, confidence=confidence),
+        lambda: loo_interval(x, (truth[0], torch.arange(10)), confidence=confidence),
+        lambda: mislabel_interval(x[:, 0], torch.arange(10) < 3, confidence=confidence),
+        lambda: lds_ceiling(_RUNS, confidence=confidence),
+        lambda: ceiling_share(x, GroundTruth(_RUNS, single(10)), confidence=confidence),
+        lambda: plan_lds(_RUNS, confidence=confidence),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match="confidence: expected a number"):
+            call()
+
+
+def test_comparison_names_the_argument():
+    x, y = torch.tensor(normal(1, 2, 10, 3))
+    truth = (y, single(10))
+    with pytest.raises(ValueError, match=r"^b: "):
+        compare_lds(x, x[:, :2], truth)
+    with pytest.raises(ValueError, match=r"^a: .*complex"):
+        compare_lds(x + 1j, x, truth)
+    with pytest.raises(ValueError, match=r"^b: NaN or infinity at train sample 4, test sample 1"):
+        compare_lds(x, x.index_put((torch.tensor(4), torch.tensor(1)), torch.tensor(math.nan).double()), truth)
+    with pytest.raises(ValueError, match=r"^ground_truth: "):
+        compare_lds(x, x, (y[:, 0], single(10)))
+
+
+def test_loo_interval_refuses_what_loo_corr_refuses():
+    x, y = torch.tensor(normal(1, 2, 10, 3))
+    with pytest.raises(ValueError, match="ground_truth: expected targets"):
+        loo_interval(x, (y, torch.arange(9)))
+    broken = y.clone()
+    broken[3, 2] = math.inf
+    with pytest.raises(ValueError, match="ground_truth: NaN or infinity at model 3, test sample 2"):
+        loo_interval(x, (broken, torch.arange(10)))
+    with pytest.raises(ValueError, match="score: NaN or infinity at train sample 3, test sample 2"):
+        loo_interval(broken, (y, torch.arange(10)))
+    few = loo_interval(x, (y[:3], torch.arange(3)))
+    assert np.isfinite(few.mean) and np.isnan(few[1:]).all()
+    assert np.isnan(loo_interval(torch.ones(10, 3), (y, torch.arange(10)))).all()
+
+
+@pytest.mark.parametrize(
+    ("targets", "kind", "message"),
+    [
+        (_RUNS[:, :1], ValueError, r"needs two runs per subset.*got 1.*num_runs_per_subset=2.*calculate_targets"),
+        (_RUNS[:, 0], ValueError, r"expected shape \(num_subsets, num_runs, num_test\), got \(10, 3\); means over"),
+        (_RUNS[:0], ValueError, r"expected shape .* got \(0, 2, 3\)"),
+        (_RUNS.index_fill(2, torch.tensor(1), math.nan), ValueError, "NaN or infinity at subset 0, run 0, test"),
+        (_RUNS + 1j, ValueError, "targets: .*complex"),
+        ({"values": _RUNS}, TypeError, "expected a tensor of shape .* got dict"),
+        ("targets", TypeError, "targets: "),
+    ],
+)
+def test_targets_are_checked(targets, kind, message):
+    for call in (lds_ceiling, plan_lds):
+        with pytest.raises(kind, match=message):
+            call(targets)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "targets, reliability: expected one of them, got neither"),
+        ({"targets": _RUNS, "reliability": 0.5}, "got both"),
+        ({"targets": _RUNS[:3]}, "at least 4 subsets, got 3"),
+        ({"targets": torch.ones(10, 2, 3)}, "constant"),
+        ({"reliability": 0.5}, "num_tests: expected the number of test samples"),
+        ({"reliability": 0, "num_tests": 5}, r"reliability: expected a number in \(0, 1\]"),
+        ({"reliability": 0.5, "num_tests": 5, "lds": 2.0}, r"lds: expected a number in \[-1, 1\]"),
+        ({"reliability": 0.5, "num_tests": 5, "num_subsets": (2,)}, "num_subsets: expected a sequence of integers"),
+        ({"reliability": 0.5, "num_tests": 5, "num_runs": (0.5,)}, "num_runs: expected a sequence of integers"),
+    ],
+)
+def test_plan_options_are_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        plan_lds(**options)
+
+
+def test_share_needs_subsets():
+    with pytest.raises(TypeError, match=r"expected an object with .values and .indices.*got Tensor"):
+        ceiling_share(torch.ones(10, 3), _RUNS)
