@@ -38,7 +38,22 @@ _PUBLIC = {
         "Predictions": "What a method says of each subset, in place of scores of training samples.",
     },
     "metric.uncertainty": {
-        "lds_interval": "Mean LDS and a confidence interval for it over infinitely many subsets and test samples."
+        "lds_interval":
+            "Mean LDS and a confidence interval for it over infinitely many subsets and test samples.",
+        "compare_lds":
+            "How much better is the mean LDS of `a` than that of `b`, over infinitely many subsets and test samples?",
+        "loo_interval":
+            "Mean leave-one-out correlation, and a confidence interval over infinitely many removed and test samples.",
+        "mislabel_interval":
+            "Area under the ROC curve of finding mislabelled samples, and a confidence interval for it.",
+    },
+    "metric.ceiling": {
+        "lds_ceiling":
+            "The LDS that perfect scores would reach: the truth free of training noise against the mean over the runs.",
+        "ceiling_share":
+            "Mean LDS as a share of its ceiling: 1 is as good as the noise of training lets any score be.",
+        "plan_lds":
+            "What more subsets, or more runs per subset, would buy: ceiling, LDS, and the width of its interval.",
     },
     "metric.removal": {
         "removal_test": "What happens to each test sample when the training samples with its top scores are removed.",
@@ -100,7 +115,8 @@ if TYPE_CHECKING:  # what an editor knows of the names
     from dattri.metric.ground_truth import GroundTruth, Targets
     from dattri.model_util.target import EnsembleTarget
     from dattri.metric.correlation import lds, loo_corr, Predictions
-    from dattri.metric.uncertainty import lds_interval
+    from dattri.metric.uncertainty import lds_interval, compare_lds, loo_interval, mislabel_interval
+    from dattri.metric.ceiling import lds_ceiling, ceiling_share, plan_lds
     from dattri.metric.removal import removal_test, brittleness
     from dattri.metric.mislabel import mislabel_detection_auc
     from dattri.metric.retrieval import retrieval_metrics, class_share, top_overlap, detection_curve

@@ -165,7 +165,8 @@ def evaluate(
     ground_truth: Annotated[
         Path | None,
         typer.Option(
-            help="Your own ground truth instead of a setting's: a file of GroundTruth.save, or of a binary vector."
+            help="Your own ground truth instead of a setting's: a file of GroundTruth.save or Targets.save, or of a "
+            "binary vector."
         ),
     ] = None,
     picture: Annotated[Path | None, typer.Option(help="Where to draw; default: beside the scores.")] = None,
@@ -187,6 +188,7 @@ def evaluate(
             attributes, truth = load_benchmark(
                 str(model), str(dataset), str(metric), download_path, device=device, n_jobs=n_jobs
             )
+            truth = truth if attributes["targets"] is None else attributes["targets"]
             name, num_train = f"{dataset}_{model}", len(attributes["train_sampler"])
         report = judge(matrix, truth, metric, num_train=num_train)
         # one for a.pt, one for a.npy

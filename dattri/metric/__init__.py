@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/metric/index.ipynb #34a41949
+from .ceiling import Ceiling, ceiling_share, lds_ceiling, plan_lds
 from .correlation import Correlation, Predictions, lds, loo_corr
 from dattri.metric.ground_truth import (
     GroundTruth,
@@ -15,10 +16,21 @@ from dattri.metric.ground_truth import (
     calculate_targets,
 )
 from .mislabel import MislabelDetection, RocCurve, mislabel_detection_auc
-from .uncertainty import ConfidenceInterval, lds_interval
+from .removal import brittleness, removal_test
+from .retrieval import class_share, detection_curve, retrieval_metrics, top_overlap
+from dattri.metric.uncertainty import (
+    Comparison,
+    ConfidenceInterval,
+    compare_lds,
+    lds_interval,
+    loo_interval,
+    mislabel_interval,
+)
 
 __all__ = [
-    "ConfidenceInterval", "Correlation", "GroundTruth", "MislabelDetection", "Predictions", "RocCurve", "Targets",
-    "calculate_lds_ground_truth", "calculate_loo_ground_truth", "calculate_targets", "lds", "lds_interval", "loo_corr",
-    "mislabel_detection_auc",
+    "Ceiling", "Comparison", "ConfidenceInterval", "Correlation", "GroundTruth", "MislabelDetection", "Predictions",
+    "RocCurve", "Targets", "brittleness", "calculate_lds_ground_truth", "calculate_loo_ground_truth",
+    "calculate_targets", "ceiling_share", "class_share", "compare_lds", "detection_curve", "lds", "lds_ceiling",
+    "lds_interval", "loo_corr", "loo_interval", "mislabel_detection_auc", "mislabel_interval", "plan_lds",
+    "removal_test", "retrieval_metrics", "top_overlap",
 ]

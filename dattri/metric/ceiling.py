@@ -5,7 +5,6 @@
 # %% ../../nbs/metric/10_ceiling.ipynb #d83a13cf
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ import scipy.special
 import torch
 
 from .correlation import RankedPair, ranked_pair, ranks, spearman
+from .display import as_html, as_text
 from .inputs import as_real_tensor
 from dattri.metric.jackknife import (
     Estimate,
@@ -497,21 +497,12 @@ class RetrainingPlan:
         values = [["" if math.isnan(value) else f"{value:.3f}" for value in row[3:]] for row in self.rows]
         return [head, *(left + right for left, right in zip(counts, values, strict=True))]
 
-    def __str__(self) -> str:
-        cells = self._cells()
-        widths = [max(len(line[place]) for line in cells) for place in range(6)]
-        return "\n".join(
-            "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in cells
-        )
-
     def __repr__(self) -> str:
-        return str(self)
+        return as_text(self._cells())
 
     def _repr_html_(self) -> str:
-        head, *body = [[html.escape(cell) for cell in line] for line in self._cells()]
-        top = "".join(f"<th>{cell}</th>" for cell in head)
-        rows = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in line)}</tr>" for line in body)
-        return f"<table><thead><tr>{top}</tr></thead><tbody>{rows}</tbody></table>"
+        """The table, as a notebook shows it."""
+        return as_html(self._cells())
 
 # %% ../../nbs/metric/10_ceiling.ipynb #8613f4cc
 def plan_lds(
@@ -537,8 +528,7 @@ def plan_lds(
         tensor, as `lds` returns it, follows how much it varies among test samples; for a number this is assumed to be
         0.3 on Fisher's scale. What `lds_interval` returns for the method and the mean over the runs of `targets` is
         best: its width is that of the method at hand, and only scaled; its LDS is taken to differ among test samples as
-        the ceiling does. Default: unknown; then the width is that around
-        an LDS of 0, the widest.
+        the ceiling does. Default: unknown; then the width is that around an LDS of 0, the widest.
     num_tests : int, optional
         Test samples to judge by. Default: as many as `targets` have.
     num_subsets, num_runs : sequence of int

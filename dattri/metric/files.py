@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .ground_truth import GroundTruth, as_ground_truth
+from .ground_truth import GroundTruth, Targets, as_ground_truth, as_targets
 from .inputs import as_real_tensor, check_real
 from ..model_util.checkpoint import load_checkpoint
 
@@ -42,14 +42,14 @@ def read_scores(file: str | os.PathLike) -> torch.Tensor | np.ndarray:
     return scores.detach() if isinstance(scores, torch.Tensor) else scores
 
 # %% ../../nbs/metric/09_files.ipynb #5538d9ab
-def read_ground_truth(file: str | os.PathLike) -> GroundTruth | torch.Tensor:
+def read_ground_truth(file: str | os.PathLike) -> GroundTruth | Targets | torch.Tensor:
     """Ground truth from a file of `torch.save` or `numpy.save`; nothing in it is run.
 
     Returns
     -------
-    GroundTruth or torch.Tensor
-        What is in a file with a pair ``(values, indices)``; or, from a file with one vector, that vector, for
-        "mislabel".
+    GroundTruth, Targets or torch.Tensor
+        What is in a file with a pair ``(values, indices)``: `Targets` if it has a value for each run; or, from a file
+        with one vector, that vector, for "mislabel".
 
     Raises
     ------
@@ -60,7 +60,8 @@ def read_ground_truth(file: str | os.PathLike) -> GroundTruth | torch.Tensor:
     """
     content = _read("ground truth", file)
     if not isinstance(content, (torch.Tensor, np.ndarray)):
-        return as_ground_truth(f"ground truth {file}", content)
+        runs = isinstance(content, (tuple, list)) and np.ndim(content[0]) == 3
+        return (as_targets if runs else as_ground_truth)(f"ground truth {file}", content)
     if content.ndim != 1:
         raise ValueError(
             f"ground truth: {file} holds one array of shape {tuple(content.shape)}; expected a pair (values, indices), "

@@ -139,7 +139,7 @@ class Targets(NamedTuple):
         OSError
             If the file cannot be written.
         """
-        atomic_write(Path(path).expanduser(), to_bytes(tuple(_as_targets("targets", self))))
+        atomic_write(Path(path).expanduser(), to_bytes(tuple(as_targets("targets", self))))
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Targets:
@@ -152,7 +152,7 @@ class Targets(NamedTuple):
         TypeError, ValueError
             If it is damaged or holds something else; names the file.
         """
-        return _as_targets(f"targets {path}", _content("targets", path))
+        return as_targets(f"targets {path}", _content("targets", path))
 
     def split(self, fraction: float = 0.5, seed: int = 0) -> tuple[Targets, Targets]:
         """Targets of two disjoint lots of subsets: tune a method on one, report on the other.
@@ -428,8 +428,8 @@ def as_ground_truth(name: str, pair: Any) -> GroundTruth:
     """A ground truth of tensors of its own, on the CPU, from any pair; an error names what is wrong with it."""
     return GroundTruth(*_own_pair(name, pair, 2, "(num_models, num_test)"))
 
-
-def _as_targets(name: str, pair: Any) -> Targets:
+# %% ../../nbs/metric/00_ground_truth.ipynb #fc11c1df
+def as_targets(name: str, pair: Any) -> Targets:
     """Targets in tensors of their own; an error names what is wrong with them."""
     targets = Targets(*_own_pair(name, pair, 3, "(num_subsets, num_runs, num_test)"))
     if getattr(targets.indices, "ndim", 2) == 1:

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.special
 import torch
 from torch.utils.data import DataLoader
 
 from .display import LINES, MARKERS, as_html, as_text, axes_or_new
 from .evaluation import count_tests
 from .ground_truth import Targets, calculate_targets
+from .jackknife import check_confidence, crossed, quantile
 from .scores import Scores
 from .subsets import read_subsets
 from ..model_util.loader import LoaderRecipe
@@ -236,7 +236,7 @@ def removal_test(
     sizes = _sizes(fractions, banks.num_train)
     directions = _directions(direction)
     check_int("num_controls", num_controls, 3)
-    _check_confidence(confidence)
+    check_confidence(confidence)
     orders = _orders(methods, banks)
     given = [_usable(controls, banks, size)[:num_controls] for size in sizes]
     with one_bar("removal test"):
@@ -385,12 +385,6 @@ def _directions(direction: str) -> list[str]:
     return ["helpful", "harmful"] if direction == "both" else [direction]
 
 
-def _check_confidence(confidence: Any) -> None:
-    """`ValueError` unless it is a number in (0, 1)."""
-    if isinstance(confidence, bool) or not isinstance(confidence, (int, float)) or not 0 < confidence < 1:
-        raise ValueError(f"confidence: expected a number in (0, 1), got {confidence!r}")
-
-
 def _orders(methods: Mapping[str, Any], banks: _Banks) -> dict[str, np.ndarray]:
     """Training positions from the most helpful to the most harmful one, of each test sample, by method."""
     if not methods or not all(isinstance(name, str) and name for name in methods):
@@ -448,23 +442,12 @@ def _hedges(degrees: int) -> float:
 
 
 def _crossed_mean(table: torch.Tensor, confidence: float) -> tuple[float, float, float]:
-    """Mean over rows and columns that are both random, and its interval; nan where there is nothing."""
-    rows, columns = table.shape
-    if rows == 0:
+    """Mean over test samples (rows) and controls (columns), both random, and its interval; nan for no rows."""
+    if not len(table):
         return math.nan, math.nan, math.nan
-    mean, of_rows, of_columns = table.mean(), table.mean(1), table.mean(0)
-    by_columns, degrees = float(of_columns.var()) / columns, float(columns - 1)
-    variance = by_columns
-    if rows > 1:
-        by_rows = float(of_rows.var()) / rows
-        rest = table - of_rows[:, None] - of_columns + mean
-        free = (rows - 1) * (columns - 1)
-        both = float(rest.square().sum()) / free / (rows * columns)
-        variance = max(by_rows + by_columns - both, by_rows, by_columns)
-        spread = by_rows**2 / (rows - 1) + by_columns**2 / (columns - 1) + both**2 / free
-        degrees = max(variance**2 / spread, 1.0) if spread > 0 else math.inf
-    width = float(scipy.special.stdtrit(degrees, (1 + confidence) / 2)) * math.sqrt(variance) if variance > 0 else 0.0
-    return float(mean), float(mean) - width, float(mean) + width
+    estimate = crossed([table])
+    width = quantile(estimate, confidence) * math.sqrt(estimate.variance)
+    return estimate.mean, estimate.mean - width, estimate.mean + width
 
 # %% ../../nbs/metric/14_removal.ipynb #bbc7de6c
 @dataclass(frozen=True, repr=False)

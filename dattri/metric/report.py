@@ -13,11 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from .correlation import lds, loo_corr
+from .ceiling import ceiling_share, lds_ceiling
+from .correlation import Predictions, lds, loo_corr
+from .ground_truth import Targets
 from .inputs import as_real_tensor, check_real
 from .mislabel import mislabel_detection_auc
 from .subsets import members_of, read_subsets
-from .uncertainty import lds_interval
+from .uncertainty import ConfidenceInterval, lds_interval, loo_interval, mislabel_interval
 from ..model_util.checkpoint import whole_file
 
 # %% auto #0
@@ -38,12 +40,13 @@ def judge(score: Any, ground_truth: Any, metric: str | None = None, *, num_train
 
     Parameters
     ----------
-    score : tensor or array, shape (num_train, num_test)
+    score : tensor or array, shape (num_train, num_test), or Predictions
         As for `lds` and `loo_corr`. For "mislabel" self-attribution, shape (num_train,), or a matrix
         (num_train, num_train) whose diagonal is taken.
-    ground_truth : GroundTruth or tensor
-        The second result of `load_benchmark`, or of `calculate_lds_ground_truth` or `calculate_loo_ground_truth`. For
-        "mislabel" a binary vector, 1 for wrong labels.
+    ground_truth : GroundTruth, Targets or tensor
+        The second result of `load_benchmark`, or of `calculate_lds_ground_truth` or `calculate_loo_ground_truth`. With
+        the `Targets` of several runs, of `calculate_targets`, the summary names the ceiling of the LDS and the share of
+        it that the scores reach. For "mislabel" a binary vector, 1 for wrong labels.
     metric : str, optional
         "lds", "loo" or "mislabel". Default: what the ground truth is for.
     num_train : int, optional
@@ -62,12 +65,18 @@ def judge(score: Any, ground_truth: Any, metric: str | None = None, *, num_train
         was expected.
     """
     name = _metric_of(ground_truth, metric)
-    score = as_real_tensor("score", score) if isinstance(score, (list, tuple, torch.Tensor)) else score
-    check_real("score", score)
-    if len(score.shape) == 0 or num_train not in (None, score.shape[0]):
-        hint = "; it looks transposed, pass score.T" if len(score.shape) == 2 and score.shape[1] == num_train else ""
+    if isinstance(score, Predictions):
+        if name != "lds":
+            raise ValueError(f"score: predictions are of subsets, which is for 'lds'; the ground truth is for {name!r}")
+        num_train = None
+    matrix = score.values if isinstance(score, Predictions) else score
+    matrix = as_real_tensor("score", matrix) if isinstance(matrix, (list, tuple, torch.Tensor)) else matrix
+    check_real("score", matrix)
+    if len(matrix.shape) == 0 or num_train not in (None, matrix.shape[0]):
+        hint = "; it looks transposed, pass score.T" if len(matrix.shape) == 2 and matrix.shape[1] == num_train else ""
         rows = "the training samples" if num_train is None else f"the {num_train} training samples"
-        raise ValueError(f"score: expected one row for each of {rows}, got shape {tuple(score.shape)}{hint}")
+        raise ValueError(f"score: expected one row for each of {rows}, got shape {tuple(matrix.shape)}{hint}")
+    score = Predictions(matrix) if isinstance(score, Predictions) else matrix
     with warnings.catch_warnings():  # the summary says it, or an error
         warnings.filterwarnings("ignore", ".* correlations are nan")
         warnings.filterwarnings("ignore", ".* the AUC is undefined")
@@ -91,20 +100,43 @@ def _metric_of(ground_truth: Any, metric: str | None) -> str:
 
 # %% ../../nbs/metric/08_report.ipynb #549264e4
 def report_lds(score: Any, ground_truth: Any) -> Report:
-    """Mean LDS with its interval, and how it varies over test samples; arguments as for `lds`."""
-    each = lds(score, ground_truth).correlation
-    _check_defined(each, ground_truth[0])
-    interval, subsets = lds_interval(score, ground_truth), read_subsets(ground_truth[1])
+    """Mean LDS with its interval and ceiling, and how it varies over test samples; arguments as for `judge`."""
+    targets = Targets(*ground_truth) if np.ndim(ground_truth[0]) == 3 else None
+    truth = ground_truth if targets is None else targets.ground_truth()
+    each = lds(score, truth).correlation
+    _check_defined(each, truth[0])
+    interval, subsets = lds_interval(score, truth), read_subsets(truth[1])
     sizes = " to ".join(map(str, sorted({min(subsets.sizes()), max(subsets.sizes())})))
     summary = (
-        f"LDS {interval.mean:.3f}{_known(each)}, 95% interval [{interval.low:.3f}, {interval.high:.3f}] over other "
-        f"subsets and test samples\n{_spread(each)}\n{len(subsets.rows)} subsets of {sizes} training samples"
+        f"LDS {interval.mean:.3f}{_known(each)}, {_between(interval)} over other subsets and test samples\n"
+        f"{_below_ceiling(score, targets)}{_spread(each)}\n{len(subsets.rows)} subsets of {sizes} training samples"
     )
     sample = _typical(each)
-    predicted = members_of(subsets, len(score), torch.device("cpu")).double() @ _column("score", score, sample)
-    axes = ("sum of the scores in a subset", "minus loss after retraining on it")
-    actual = _column("ground_truth", ground_truth[0], sample)
+    if isinstance(score, Predictions):
+        predicted, axis = _column("score", score.values, sample), "prediction of a subset"
+    else:
+        members = members_of(subsets, len(score), torch.device("cpu"))
+        predicted, axis = members.double() @ _column("score", score, sample), "sum of the scores in a subset"
+    actual = _column("ground_truth", truth[0], sample)
+    axes = (axis, "minus loss after retraining on it")
     return Report("lds", interval.mean, summary, _draw_correlations(each, "LDS", predicted, actual, axes))
+
+
+def _between(interval: ConfidenceInterval) -> str:
+    """An interval in words."""
+    return f"95% interval [{interval.low:.3f}, {interval.high:.3f}]"
+
+
+def _below_ceiling(score: Any, targets: Targets | None) -> str:
+    """A line on the ceiling and the share of it, if there are several runs."""
+    num_runs = 1 if targets is None else targets.values.shape[1]
+    if targets is None or num_runs == 1:
+        return ""
+    ceiling, share = lds_ceiling(targets), ceiling_share(score, targets)
+    return (
+        f"ceiling {ceiling.mean:.3f} with {num_runs} runs of each subset, of which the scores reach {share.mean:.1%}, "
+        f"95% interval [{share.low:.1%}, {share.high:.1%}]\n"
+    )
 
 
 def _column(name: str, matrix: Any, column: int) -> torch.Tensor:
@@ -118,8 +150,10 @@ def report_loo(score: Any, ground_truth: Any) -> Report:
     _check_defined(each, ground_truth[0])
     removed = as_real_tensor("ground_truth", ground_truth[1]).cpu().long()
     mean, sample = float(each.nanmean()), _typical(each)
+    interval = loo_interval(score, ground_truth)
     summary = (
-        f"LOO correlation {mean:.3f}{_known(each)}\n{_spread(each)}\n"
+        f"LOO correlation {mean:.3f}{_known(each)}, {_between(interval)} over other training and test samples\n"
+        f"{_spread(each)}\n"
         f"{len(removed)} training samples left out, one at a time"
     )
     predicted, actual = _column("score", score, sample)[removed], _column("ground_truth", ground_truth[0], sample)
@@ -132,7 +166,8 @@ def report_mislabel(score: Any, ground_truth: Any) -> Report:
 
     A square matrix of scores of training samples for training samples is read as its diagonal.
     """
-    detection = mislabel_detection_auc(_self_attribution(score), ground_truth)
+    own = _self_attribution(score)
+    detection, interval = mislabel_detection_auc(own, ground_truth), mislabel_interval(own, ground_truth)
     num_train, wrong = len(ground_truth), int((as_real_tensor("ground_truth", ground_truth) == 1).sum())
     if wrong in (0, num_train):
         raise ValueError(
@@ -144,7 +179,8 @@ def report_mislabel(score: Any, ground_truth: Any) -> Report:
     needed = float(np.interp(0.9, tpr, inspected))
     equal = "\nall scores are equal, so any order of the samples is as good as another" if len(tpr) == 2 else ""
     summary = (
-        f"mislabel AUC {detection.auc:.3f}\n{wrong} of {num_train} labels are wrong; nine tenths of them are found "
+        f"mislabel AUC {detection.auc:.3f}, {_between(interval)} over other samples\n"
+        f"{wrong} of {num_train} labels are wrong; nine tenths of them are found "
         f"among the first {needed * num_train:.0f} samples ({needed:.0%}){equal}"
     )
     figure, left, right = _figure()
