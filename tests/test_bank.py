@@ -268,7 +268,7 @@ def test_targets_have_a_file_and_two_halves(form, dtype, tmp_path):
     for part, truth in zip((first, second), truths, strict=True):
         assert torch.equal(part.ground_truth().values, truth.values)
         assert all(torch.equal(a, b) for a, b in zip(part.indices, truth.indices, strict=True))
-    assert "3 of 2 runs subsets x 4 test samples" in repr(targets) and str(dtype).split(".")[1] in targets._repr_html_()
+    assert "3 subsets of 2 runs x 4 test samples" in repr(targets) and str(dtype).split(".")[1] in targets._repr_html_()
 
 
 BAD = {

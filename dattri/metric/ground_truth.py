@@ -215,7 +215,9 @@ def _in_short(pair: GroundTruth | Targets) -> str:
     """One line."""
     facts = _facts(pair)
     (what, count), (tests, num_test), (_, trained), (_, numbers) = facts.items()
-    return f"{type(pair).__name__}({count} {what} x {num_test} {tests}, trained on {trained}; values {numbers})"
+    number, _, runs = count.partition(" ")
+    lots = f"{number} {what}{f' {runs}' * bool(runs)}"
+    return f"{type(pair).__name__}({lots} x {num_test} {tests}, trained on {trained}; values {numbers})"
 
 
 def _as_html(pair: GroundTruth | Targets) -> str:

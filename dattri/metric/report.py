@@ -5,6 +5,9 @@
 # %% ../../nbs/metric/08_report.ipynb #718cb236
 from __future__ import annotations
 
+import base64
+import html
+import io
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,12 +30,23 @@ __all__ = ['Report', 'judge']
 
 # %% ../../nbs/metric/08_report.ipynb #0509fde4
 class Report(NamedTuple):
-    """The metric's name, its value, a summary, and a picture (a `matplotlib.figure.Figure`)."""
+    """The metric's name, its value, a summary, and a picture (a `matplotlib.figure.Figure`); a notebook shows both."""
 
     metric: str
     value: float
     summary: str
     figure: Any
+
+    def __repr__(self) -> str:
+        return self.summary
+
+    def _repr_html_(self) -> str:
+        """Summary and picture, as a notebook shows them."""
+        buffer = io.BytesIO()
+        self.figure.savefig(buffer, format="png", dpi=100)
+        picture = base64.b64encode(buffer.getvalue()).decode()
+        text = html.escape(self.summary)
+        return f'<pre>{text}</pre><img alt="{text.splitlines()[0]}" src="data:image/png;base64,{picture}">'
 
 # %% ../../nbs/metric/08_report.ipynb #a92f01a4
 def judge(score: Any, ground_truth: Any, metric: str | None = None, *, num_train: int | None = None) -> Report:
