@@ -12,12 +12,14 @@ import time
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from ensembles import data, digits_lr, mnist_mlp, plain, trainer_of
 from measure import Row, report, seconds
+from torch.utils.data import DataLoader, TensorDataset
 
 from dattri.model_util.checkpoint import atomic_write, cpu_state, to_bytes
-from dattri.model_util.retrain import retrain_lds
+from dattri.model_util.retrain import retrain_lds, retrain_subsets
 
 
 def ready_model(dataloader):
@@ -83,6 +85,21 @@ def resume(dataloader, count=5000):
     return found
 
 
+def named_subsets(num_train=5000, count=5000):
+    """Seconds to plan, and to find all models of, subsets of different sizes that the user names."""
+    generator = np.random.default_rng(0)
+    sizes = generator.integers(num_train // 4, num_train, count)
+    subsets = [generator.choice(num_train, size, replace=False) for size in sizes]
+    loader = DataLoader(TensorDataset(torch.arange(float(num_train))), batch_size=64)
+    with tempfile.TemporaryDirectory() as folder:
+        begin = time.perf_counter()
+        retrain_subsets(ready_model, loader, f"{folder}/planned", subsets, seed=0, partition=(0, count))  # one model
+        planning = time.perf_counter() - begin
+        retrain_subsets(ready_model, loader, folder, subsets, seed=0)
+        (found,) = seconds(lambda: retrain_subsets(ready_model, loader, folder, subsets, seed=0), repeats=3)
+    return planning, found
+
+
 def import_seconds(statement):
     """Seconds of an import beyond the start of Python."""
     def start(code):
@@ -96,11 +113,14 @@ def main():
     """Print the table."""
     torch.manual_seed(0)
     digits, mnist = data(1297, 64), data(5000, 784)
+    planning, found = named_subsets()
     rows = [
         Row("overhead beyond train_func", "per model, 650 parameters", overhead(digits), None, "5 ms"),
         *workers("digits LR", digits_lr, digits, 20),
         *workers("MNIST-size MLP", mnist_mlp, mnist, 3),
         Row("resume scan", "5,000 finished models", resume(digits), None, "1 s"),
+        Row("plan of named subsets, and its first model", "5,000 subsets of 5,000 samples", planning, None, "1 s"),
+        Row("resume of named subsets", "5,000 finished models", found, None, "1 s"),
         Row("import dattri", "beyond starting Python", import_seconds("import dattri"), None, "100 ms"),
     ]
     report("retraining", rows, overhead=overhead_parts())
