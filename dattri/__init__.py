@@ -95,6 +95,12 @@ _PUBLIC = {
         "Datasets": "Training and test data, tensors of inputs and labels.",
         "digits": "scikit-learn's digits: inputs of shape (1297 and 500, 64) in [0, 1], labels 0 to 9.",
     },
+    "benchmark.baselines": {
+        "influence_function":
+            "Influence of training samples on test samples, with the explicit Hessian of the mean training loss.",
+        "gradient_dot": "Dot products of the gradients of training and test samples.",
+        "gradient_cosine": "Cosines between the gradients of training and test samples.",
+    },
     "benchmark.utils": {
         "flip_label": "Give a share of the samples a wrong label.",
         "SubsetSampler": "Gives the samples at `indices`, in that order, every time.",
@@ -127,6 +133,7 @@ if TYPE_CHECKING:  # what an editor knows of the names
     from dattri.benchmark.build import build_benchmark
     from dattri.benchmark.hub import publish_benchmark
     from dattri.benchmark.datasets import Datasets, digits
+    from dattri.benchmark.baselines import influence_function, gradient_dot, gradient_cosine
     from dattri.benchmark.utils import flip_label, SubsetSampler
 
 # %% ../nbs/front_door.ipynb #b3061a21

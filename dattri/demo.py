@@ -6,16 +6,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.func import functional_call, grad, hessian, vmap
 from torch.utils.data import TensorDataset
 
+from .benchmark.baselines import gradient_dot, influence_function
 from .benchmark.load import load_setting
 from .benchmark.settings import find_setting
 from .metric import ConfidenceInterval, lds, lds_interval, loo_corr, mislabel_detection_auc
@@ -87,51 +86,14 @@ class Scores(NamedTuple):
     attribution: torch.Tensor
     self_attribution: torch.Tensor
 
-# %% ../nbs/demo.ipynb #7efeae23
-def _flat(model: nn.Module) -> tuple[torch.Tensor, Callable]:
-    """Parameters of a model as one vector, and the loss of a batch as a function of it."""
-    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    sizes = [shape.numel() for shape in shapes.values()]
-    vector = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
-
-    def loss(vector: torch.Tensor, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        parts = zip(shapes.items(), vector.split(sizes), strict=True)
-        logits = functional_call(model, {name: part.view(shape) for (name, shape), part in parts}, (inputs,))
-        return nn.functional.cross_entropy(logits, labels)
-
-    return vector, loss
-
-
-def sample_gradients(model: nn.Module, dataset: TensorDataset) -> torch.Tensor:
-    """Gradient of each sample's loss, shape (num_samples, num_parameters)."""
-    vector, loss = _flat(model)
-
-    def of_one(vector: torch.Tensor, inputs: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        return loss(vector, inputs[None], label[None])
-
-    return vmap(grad(of_one), in_dims=(None, 0, 0))(vector, *dataset.tensors)
-
-# %% ../nbs/demo.ipynb #1875a461
-def inverse_hessian(model: nn.Module, dataset: TensorDataset, damping: float = 1e-3) -> torch.Tensor:
-    """Inverse of the Hessian of the mean loss plus `damping` times the identity."""
-    vector, loss = _flat(model)
-    matrix = hessian(loss)(vector, *dataset.tensors)
-    return torch.linalg.inv(matrix + damping * torch.eye(len(vector)))
-
 # %% ../nbs/demo.ipynb #378a6464
 def attribute(model: nn.Module, train: TensorDataset, test: TensorDataset) -> dict[str, Scores]:
     """Scores of the three methods for a trained model."""
-    train_gradients, test_gradients = sample_gradients(model, train), sample_gradients(model, test)
-    generator = torch.Generator().manual_seed(1)
-    scores = {}
-    for name, preconditioned in {
-        "influence function": train_gradients @ inverse_hessian(model, train),
-        "gradient dot product": train_gradients,
-    }.items():
-        scores[name] = Scores(preconditioned @ test_gradients.T, (preconditioned * train_gradients).sum(1))
-    shape = len(train), len(test)
-    scores["random"] = Scores(torch.randn(shape, generator=generator), torch.randn(shape[0], generator=generator))
-    return scores
+    methods = {"influence function": influence_function, "gradient dot product": gradient_dot}
+    scores = {name: Scores(method(model, train, test), method(model, train)) for name, method in methods.items()}
+    generator, shape = torch.Generator().manual_seed(1), (len(train), len(test))
+    random = Scores(torch.randn(shape, generator=generator), torch.randn(shape[0], generator=generator))
+    return {**scores, "random": random}
 
 # %% ../nbs/demo.ipynb #9ea51198
 def table(results: dict[str, DemoResult]) -> str:

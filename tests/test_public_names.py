@@ -20,11 +20,13 @@ FRONT_DOOR = [
     "mislabel_detection_auc", "retrieval_metrics", "class_share", "top_overlap", "detection_curve", "judge",
     "read_scores", "read_ground_truth",
     "load_benchmark", "list_benchmarks", "find_setting", "register_setting", "Setting", "build_benchmark",
-    "publish_benchmark", "Datasets", "digits", "flip_label", "SubsetSampler",
+    "publish_benchmark", "Datasets", "digits", "influence_function", "gradient_dot", "gradient_cosine",
+    "flip_label", "SubsetSampler",
 ]  # fmt: skip
 MODULES = {
     "dattri": FRONT_DOOR,
     "dattri._docs": ["NumpyRenderer"],  # of the docs build alone
+    "dattri.benchmark.baselines": ["gradient_cosine", "gradient_dot", "influence_function"],
     "dattri.benchmark.build": ["BuildError", "build_benchmark", "retrain_setting"],
     "dattri.benchmark.datasets": ["Datasets", "cifar2", "digits", "maestro", "mnist", "shakespeare", "wikitext2"],
     "dattri.benchmark.hub": ["publish_benchmark"],

@@ -175,7 +175,7 @@ PUBLISHED = {
 }
 KEYS = {
     "model", "models_full", "models_half", "train_dataset", "test_dataset", "loss_func", "target_func", "train_func",
-    "train_sampler", "test_sampler",
+    "train_sampler", "test_sampler", "targets",
 }
 
 
