@@ -193,8 +193,10 @@ def evaluate(
         report = judge(matrix, truth, metric, num_train=num_train)
         # one for a.pt, one for a.npy
         picture = picture or scores.with_name(f"{scores.name}-{name}-{report.metric}.png")
+        typer.echo(report.summary)
+        picture.parent.mkdir(parents=True, exist_ok=True)
         save_figure(report.figure, picture)
-    typer.echo(f"{report.summary}\nPicture: {picture}")
+    typer.echo(f"Picture: {picture}")
 
 # %% ../nbs/cli.ipynb #5913e52f
 def _partition(text: str | None) -> tuple[int, int] | None:

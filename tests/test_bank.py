@@ -19,8 +19,12 @@ from dattri import (
     Targets,
     calculate_lds_ground_truth,
     calculate_targets,
+    ceiling_share,
+    compare_lds,
+    judge,
     lds,
     lds_interval,
+    read_ground_truth,
     retrain_lds,
     retrain_subsets,
 )
@@ -313,11 +317,76 @@ def test_predictions_that_do_not_fit(tmp_path):
     said = np.lib.format.open_memmap(tmp_path / "said.npy", "w+", np.float32, (30, 7), fortran_order=True)
     said[:] = np.random.default_rng(0).normal(size=(30, 7))
     assert torch.equal(lds(Predictions(said), truth).correlation, lds(Predictions(said.copy()), truth).correlation)
-    with pytest.raises(ValueError, match="31 rows, but the ground truth has 30 subsets"):
+    with pytest.raises(ValueError, match=r"predictions of shape \(num_subsets, num_test\), \(30, 7\), got \(31, 7\)"):
         lds(Predictions(torch.zeros(31, 7)), truth)
     broken = torch.zeros(30, 7)
     broken[3, 2] = torch.nan
     with pytest.raises(ValueError, match="NaN or infinity at subset 3, test sample 2"):
         lds(Predictions(broken), truth)
-    with pytest.raises(ValueError, match="looks transposed"):
+    with pytest.raises(ValueError, match=r"transposed, pass Predictions\(values\.T\)"):
         lds(Predictions(torch.zeros(7, 30)), truth)
+    with pytest.raises(ValueError, match="expected 30 rows of predictions, one for each subset, got 29"):
+        lds(Predictions([torch.zeros(29, 7)]), truth)
+    few = torch.randn(10, 7), truth[1][:10]
+    with pytest.raises(ValueError, match=r"it has 10 rows, one for each subset, .* or Predictions\(score\) if it says something of each subset"):
+        lds(torch.zeros(10, 7), few)
+
+
+def test_all_that_judges_takes_predictions_and_every_run():
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.rand(40, 20, generator=generator) < 0.5
+    score = torch.randn(20, 7, generator=generator, dtype=torch.float64)
+    sums = mask.double() @ score
+    values = -sums[:, None] + torch.randn(40, 3, 7, generator=generator, dtype=torch.float64)
+    targets = Targets(values, mask)
+    truth, said = targets.ground_truth(), Predictions(sums)
+    assert compare_lds(said, score, truth) == (0, 0, 0, 1)
+    assert np.allclose(ceiling_share(said, targets), ceiling_share(score, targets))
+    ours, theirs = judge(said, targets), judge(score, targets)
+    assert ours.summary == theirs.summary and "with 3 runs of each subset, of which the scores reach" in ours.summary
+    assert judge(score, truth).summary.splitlines()[0] == ours.summary.splitlines()[0]
+    assert "ceiling" not in judge(score, Targets(values[:, :1], mask)).summary
+    assert ours.summary.splitlines()[0] in ours._repr_html_() and "data:image/png" in ours._repr_html_()
+    with pytest.raises(ValueError, match=r"predictions are of subsets.*; the ground truth is for 'loo'"):
+        judge(said, (values[:20, 0], torch.arange(20)))
+
+
+def test_a_file_of_targets_is_a_ground_truth(tmp_path):
+    targets = Targets(torch.rand(5, 2, 3), torch.tensor([[0, 1], [1, 2], [2, 3], [0, 3], [1, 3]]))
+    targets.save(tmp_path / "targets.pt")
+    found = read_ground_truth(tmp_path / "targets.pt")
+    assert isinstance(found, Targets) and torch.equal(found.values, targets.values)
+    targets.ground_truth().save(tmp_path / "truth.pt")
+    assert isinstance(read_ground_truth(tmp_path / "truth.pt"), GroundTruth)
+
+
+def test_more_runs_are_joined(tmp_path):
+    one, two = (bank(tmp_path / name, runs=runs, seed=seed) for name, runs, seed in (("one", 1, 3), ("two", 2, 4)))
+    first, more = (calculate_targets(loss_of_file, path, TESTS) for path in (one, two))
+    joined = first.join(more)
+    assert joined.values.shape == (6, 3, 12) and torch.equal(joined.values[:, 1:], more.values)
+    assert torch.equal(joined.join(Targets(more.values, MASK)).values[:, 3:], more.values)
+    with pytest.raises(ValueError, match=r"other: expected runs of the same subsets"):
+        first.join(Targets(more.values.flip(0), more.indices[::-1]))
+    with pytest.raises(ValueError, match="other: expected runs of the same subsets on the same test samples"):
+        first.join(Targets(more.values[:, :, :5], more.indices))
+
+
+def test_every_run_is_a_ground_truth_too():
+    targets = Targets(torch.randn(20, 2, 3), torch.rand(20, 9) < 0.5)
+    score = torch.randn(9, 3)
+    assert torch.equal(lds(score, targets).correlation, lds(score, targets.ground_truth()).correlation)
+    assert lds_interval(score, targets) == lds_interval(score, targets.ground_truth())
+
+
+def test_ctrl_c_says_what_is_lost(tmp_path):
+    def stopped(path, dataloader):
+        if path.endswith("2/model_weights_0.pt"):
+            raise KeyboardInterrupt
+        return loss_of_file(path, dataloader)
+
+    bank(tmp_path)
+    with pytest.raises(KeyboardInterrupt, match=r"4 of 12 models done\)\. No values were kept; .*cache=\"NAME\""):
+        calculate_targets(stopped, tmp_path, TESTS)
+    with pytest.raises(KeyboardInterrupt, match=r"4 of 12 models done\)\. The same call goes on"):
+        calculate_targets(stopped, tmp_path, TESTS, cache="loss")

@@ -320,7 +320,7 @@ def test_plan_without_a_pilot_and_as_a_table():
     one, two = plan.rows[:2]
     assert one.ceiling == pytest.approx(6 / np.pi * np.arcsin(0.5**0.5 / 2)) and one.expected_lds == pytest.approx(0.3)
     assert two.expected_lds == pytest.approx(0.3 * two.ceiling / one.ceiling) and plan.rows[2].width < one.width
-    assert isinstance(plan, RetrainingPlan) and len(str(plan).splitlines()) == 5 and "ceiling" in str(plan)
+    assert isinstance(plan, RetrainingPlan) and len(str(plan).splitlines()) == 6 and "ceiling" in str(plan)
     assert plan._repr_html_().count("<tr>") == 5
     unknown = plan_lds(reliability=0.5, num_tests=100).rows[0]
     assert math.isnan(unknown.expected_lds) and unknown.width > 0

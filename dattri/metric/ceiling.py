@@ -45,6 +45,12 @@ class Ceiling(NamedTuple):
     high: float
     reliability: float
 
+    def __repr__(self) -> str:
+        return (
+            f"Ceiling(mean={self.mean:.4f}, low={self.low:.4f}, high={self.high:.4f}, "
+            f"reliability={self.reliability:.4f}, per_test of {len(self.per_test)} test samples)"
+        )
+
 # %% ../../nbs/metric/10_ceiling.ipynb #97b7b167
 def lds_ceiling(targets: Any, *, confidence: float = 0.95) -> Ceiling:
     """The LDS that perfect scores would reach: the truth free of training noise against the mean over the runs.
@@ -123,8 +129,9 @@ def _runs_of(targets: Any) -> torch.Tensor:
     if runs.shape[1] < 2:
         raise ValueError(
             "targets: a ceiling needs two runs per subset or more, got 1: how much runs differ shows how much of a "
-            "target is noise. Train with retrain_lds(..., num_runs_per_subset=2), or add runs with "
-            "retrain_subsets(..., num_runs_per_subset=2), then call calculate_targets"
+            "target is noise. Train with num_runs_per_subset=2 or more, or add runs to these: "
+            "retrain_subsets(train_func, dataloader, another_path, targets.indices, seed=another_seed), then "
+            "targets.join(calculate_targets(...))"
         )
     broken = (~torch.isfinite(runs)).nonzero()
     if len(broken):
@@ -490,6 +497,7 @@ class RetrainingPlan:
     rows: tuple[PlanRow, ...]
     num_tests: int
     confidence: float
+    rough: bool = False  # whether the widths stand on no interval of the method at hand
 
     def _cells(self) -> list[list[str]]:
         head = ["subsets", "runs", "models", "ceiling", "LDS", f"width of the {self.confidence:.0%} interval"]
@@ -498,11 +506,14 @@ class RetrainingPlan:
         return [head, *(left + right for left, right in zip(counts, values, strict=True))]
 
     def __repr__(self) -> str:
-        return as_text(self._cells())
+        return as_text(self._cells()) + f"\n{_ROUGH}" * self.rough
 
     def _repr_html_(self) -> str:
         """The table, as a notebook shows it."""
-        return as_html(self._cells())
+        return as_html(self._cells()) + f"<p>{_ROUGH}</p>" * self.rough
+
+
+_ROUGH = "The widths are rough: pass lds=lds_interval(score, targets) of the method at hand."
 
 # %% ../../nbs/metric/10_ceiling.ipynb #8613f4cc
 def plan_lds(
@@ -549,7 +560,8 @@ def plan_lds(
     """
     check_confidence(confidence)
     for name, counts, least in (("num_subsets", num_subsets, 3), ("num_runs", num_runs, 1)):
-        if not len(counts) or any(isinstance(x, bool) or not isinstance(x, int) or x < least for x in counts):
+        sized = isinstance(counts, (Sequence, range)) and len(counts) > 0
+        if not sized or any(isinstance(x, bool) or not isinstance(x, int) or x < least for x in counts):
             raise ValueError(f"{name}: expected a sequence of integers of at least {least}, got {counts!r}")
     model, tests, count = _plan_model(targets, reliability)
     tests = num_tests if num_tests is not None else tests
@@ -574,7 +586,7 @@ def plan_lds(
         width = _width(value if lds is not None else 0.0, rise**2 * varied, model.shared, (subsets, tests), confidence)
         width = min(scale * width, 2.0)
         rows.append(PlanRow(subsets, number, subsets * number, ceilings[number], value, width))
-    return RetrainingPlan(tuple(rows), tests, confidence)
+    return RetrainingPlan(tuple(rows), tests, confidence, rough=found is None)
 
 # %% ../../nbs/metric/10_ceiling.ipynb #28384a40
 _SPREAD, _SHARED = 0.3, 0.2  # of the LDS among test samples on Fisher's scale; what test samples have in common

@@ -12,6 +12,7 @@ import numpy as np
 import scipy.special
 import torch
 
+from .ground_truth import Targets
 from .inputs import as_real_tensor
 from .scores import Block, Scores
 from .subsets import Subsets, members_of, read_subsets, whole_numbers
@@ -62,7 +63,8 @@ def lds(score: Any, ground_truth: tuple[torch.Tensor, torch.Tensor]) -> Correlat
     ground_truth : pair (targets, subsets)
         What `calculate_lds_ground_truth` returns: targets of shape (num_subsets, num_test), larger is better for the
         test sample, and the training samples of each subset: positions of shape (num_subsets, subset_size), a list of
-        vectors of positions, which may differ in length, or a boolean mask of shape (num_subsets, num_train).
+        vectors of positions, which may differ in length, or a boolean mask of shape (num_subsets, num_train). Or the
+        `Targets` of every run, of which minus the mean is taken.
 
     Returns
     -------
@@ -177,7 +179,9 @@ def _check_pair(ground_truth: Any) -> tuple[torch.Tensor, Any]:
 
 
 def _subsets_of(ground_truth: Any) -> tuple[torch.Tensor, Subsets]:
-    """Targets and subsets of a ground truth for `lds`."""
+    """Targets and subsets of a ground truth, or of the targets of every run, for `lds`."""
+    if isinstance(ground_truth, Targets):
+        ground_truth = ground_truth.ground_truth()
     targets, positions = _check_pair(ground_truth)
     subsets = read_subsets(positions)
     if len(subsets.rows) != len(targets):
@@ -256,10 +260,17 @@ class RankedPair(NamedTuple):
 def ranked_pair(score: Any, ground_truth: Any) -> RankedPair:
     """What the scores say about the subsets of each test sample, and what retraining said; on the score's device."""
     targets, subsets = _subsets_of(ground_truth)
+    if isinstance(score, Predictions):
+        _check_predictions(score, targets)
+    elif _is_array(score) and tuple(score.shape) == tuple(targets.shape) and subsets.high >= len(targets):
+        raise ValueError(
+            f"score: it has {len(targets)} rows, one for each subset, but the ground truth names training samples up "
+            f"to {subsets.high}; pass one row for each of these, or Predictions(score) if it says something of each subset"
+        )
     Block(targets, name="ground_truth", row="subset").check_finite()
     predicted, dtype, members = [], torch.float32, None
     said = isinstance(score, Predictions)
-    low, high = (0, len(targets) - 1) if said else (subsets.low, subsets.high)
+    low, high = (0, 0) if said else (subsets.low, subsets.high)
     for block in Scores(score.values if said else score).blocks(targets.shape[1], low, high):
         if said:
             predicted.append(_said_ranks(block, len(targets)))
@@ -272,13 +283,27 @@ def ranked_pair(score: Any, ground_truth: Any) -> RankedPair:
     return RankedPair(places, ranks(targets.to(places).T.contiguous()).places, dtype)
 
 
+def _is_array(score: Any) -> bool:
+    """Whether scores are a plain tensor or array, which can be asked for a shape."""
+    return isinstance(score, np.ndarray) or (isinstance(score, torch.Tensor) and not score.is_nested)
+
+
+def _check_predictions(score: Predictions, targets: torch.Tensor) -> None:
+    """`ValueError` unless there is a row for each subset and a column for each test sample."""
+    shape = score.values.shape if _is_array(score.values) else None  # blocks of columns have none
+    if shape is not None and tuple(shape) != tuple(targets.shape):
+        turned = tuple(shape) == tuple(targets.shape)[::-1]
+        hint = "; they look transposed, pass Predictions(values.T)" if turned else ""
+        raise ValueError(
+            f"score: expected predictions of shape (num_subsets, num_test), {tuple(targets.shape)}, got "
+            f"{tuple(shape)}{hint}"
+        )
+
+
 def _said_ranks(said: Block, num_subsets: int) -> torch.Tensor:
     """Ranks of what was said of the subsets."""
     if said.shape[0] != num_subsets:
-        raise ValueError(
-            f"score: the predictions have {said.shape[0]} rows, but the ground truth has {num_subsets} subsets; "
-            "expected one row for each of them"
-        )
+        raise ValueError(f"score: expected {num_subsets} rows of predictions, one for each subset, got {said.shape[0]}")
     Block(said.matrix, said.columns.start, row="subset").check_finite()
     values = said.read(slice(None)).T
     return ranks((values.double() if values.is_floating_point() else values.long()).contiguous()).places

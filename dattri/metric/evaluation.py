@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -210,9 +211,22 @@ class Evaluation:
         sizes = [len(unit) for unit in missing]
         description, done = f"evaluating ({self.directory.kind.mode})", len(keys) - sum(sizes)
         evaluated = run_tasks(self, missing, n_jobs=n_jobs, description=description, sizes=sizes, done=done)
-        with torch.inference_mode(False):  # so that the result can be used in any way
+        with torch.inference_mode(False), self._told_what_is_kept():  # so that the result can be used in any way
             targets: dict[Any, Any] = {**found, **dict(pair for unit in evaluated for pair in unit)}
             return torch.stack([targets[key] for key in keys])
+
+    @contextmanager
+    def _told_what_is_kept(self) -> Iterator[None]:
+        """Let Ctrl-C say that values are lost, if they are."""
+        try:
+            yield
+        except KeyboardInterrupt as error:
+            if self.kept is not None:
+                raise
+            said = str(error).partition(" The same call")[0]
+            raise KeyboardInterrupt(
+                f"{said} No values were kept; calculate_targets keeps them as they come with cache=\"NAME\"."
+            ) from None
 
 # %% ../../nbs/metric/12_evaluation.ipynb #3f11730d
 @dataclass(frozen=True)

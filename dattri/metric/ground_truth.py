@@ -129,6 +129,23 @@ class Targets(NamedTuple):
         mean = self.values.double().mean(1).to(self.values.dtype)
         return GroundTruth(-mean, self.indices)
 
+    def join(self, other: Targets) -> Targets:
+        """The runs of both, of the same subsets: how more runs are added to what exists.
+
+        Train them with `retrain_subsets` on ``targets.indices``, into another path and with another seed.
+
+        Raises
+        ------
+        ValueError
+            If `other` has other subsets, in whatever order, or another number of test samples.
+        """
+        mine, theirs = (list(map(frozenset, _positions_of(pair.indices))) for pair in (self, other))
+        if mine != theirs or self.values.shape[2] != other.values.shape[2]:
+            raise ValueError(
+                f"other: expected runs of the same subsets on the same test samples, {self!r}, got {other!r}"
+            )
+        return Targets(torch.cat([self.values, other.values], 1), self.indices)
+
     def save(self, path: str | os.PathLike) -> None:
         """Write a file that appears whole or not at all; `torch.load` gives the pair ``(values, indices)``, on the CPU.
 
@@ -191,6 +208,13 @@ def _split(pair: GroundTruth | Targets, fraction: float, seed: int) -> Iterator[
     for rows in (np.sort(order[:first]).tolist(), np.sort(order[first:]).tolist()):
         indices = [pair.indices[row] for row in rows] if isinstance(pair.indices, list) else pair.indices[rows]
         yield pair.values[rows], indices
+
+
+def _positions_of(indices: Any) -> list[list[int]]:
+    """Training positions of each subset."""
+    if isinstance(indices, torch.Tensor) and indices.dtype == torch.bool:
+        return [row.nonzero()[:, 0].tolist() for row in indices]
+    return [torch.as_tensor(row).tolist() for row in indices]
 
 
 def _facts(pair: GroundTruth | Targets) -> dict[str, str]:
@@ -446,7 +470,9 @@ def _own_pair(name: str, pair: Any, ndim: int, shape: str) -> tuple[torch.Tensor
         raise ValueError(f"{name}: expected a pair of tensors (values, indices), got {got}")
     values = _own(f"{name}, values", pair[0])
     if values.ndim != ndim:
-        raise ValueError(f"{name}, values: expected shape {shape}, got {tuple(values.shape)}")
+        hint = {3: "; Targets.load reads the targets of every run", 2: "; GroundTruth.load reads a ground truth"}
+        remedy = hint.get(values.ndim, "")
+        raise ValueError(f"{name}, values: expected shape {shape}, got {tuple(values.shape)}{remedy}")
     return values, _own_indices(f"{name}, indices", pair[1], len(values))
 
 

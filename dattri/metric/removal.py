@@ -49,11 +49,12 @@ class RemovalRow(NamedTuple):
     effect, low, high : float
         Target after the removal minus the mean target after a random one of the same size, and its interval.
     spreads, spreads_low, spreads_high : float
-        The same in standard deviations of the target over random removals. Positive is right for "helpful" samples if
-        the target is a loss, negative for "harmful" ones.
+        The same in units of what random removals do: the root of the variance of the target over the controls, averaged
+        over the test samples. Positive is right for "helpful" samples if the target is a loss, negative for "harmful"
+        ones.
     beats : float
-        Chance that the removal did more, in the right direction, than a random removal of the same size; in [0, 1], of
-        which 0.5 is what random scores get.
+        Share of the random removals of the same size, over all test samples, that did less in the right direction: up
+        for "helpful", down for "harmful" samples. Ties count half. In [0, 1]; random scores get 0.5 on average.
     """
 
     method: str
@@ -76,7 +77,7 @@ class RemovalTest:
     Parameters
     ----------
     rows : list of RemovalRow
-        One per method, direction and fraction.
+        One per method, direction and fraction, smaller fractions first.
     values : dict of tensors, shape (num_directions, num_fractions, num_tests)
         Target of each test sample after the removal, float64, mean over runs; by method.
     controls : tensor, shape (num_fractions, num_controls, num_tests)
@@ -233,7 +234,7 @@ def removal_test(
         train_func, dataloader, target_func, test_dataloader, home, tests, check_int("num_runs", num_runs, 1),
         _recorded_seed(home, seed), n_jobs, devices,
     )
-    sizes = _sizes(fractions, banks.num_train)
+    sizes, fractions = _sizes(fractions, banks.num_train), list(fractions)
     directions = _directions(direction)
     check_int("num_controls", num_controls, 3)
     check_confidence(confidence)
@@ -247,11 +248,12 @@ def removal_test(
             name: torch.stack([banks.without(name, order, way, sizes, overwrite) for way in directions])
             for name, order in orders.items()
         }
+    places = sorted(range(len(sizes)), key=lambda number: sizes[number])
     rows = [
-        _row(name, way, fraction, size, found[place, number], random[number], confidence)
+        _row(name, way, fractions[number], sizes[number], found[place, number], random[number], confidence)
         for name, found in values.items()
         for place, way in enumerate(directions)
-        for number, (fraction, size) in enumerate(zip(fractions, sizes, strict=True))
+        for number in places
     ]
     return RemovalTest(rows, values, random, full, banks.tests)
 
@@ -281,6 +283,8 @@ class _Banks:
         """With the loader of the test samples that are looked at."""
         recipe = LoaderRecipe.of(test_dataloader, "test_dataloader")
         num_test = count_tests(test_dataloader)
+        if isinstance(tests, (int, str)):
+            raise ValueError(f"tests: expected a sequence of positions of test samples, got {tests!r}")
         listed = list(range(num_test)) if tests is None else [check_int("tests", test, 0) for test in tests]
         if not listed or max(listed) >= num_test or len(set(listed)) < len(listed):
             raise ValueError(
@@ -296,10 +300,19 @@ class _Banks:
     def targets(self, name: str, members: torch.Tensor, overwrite: bool = False) -> torch.Tensor:
         """Targets of models trained on the rows of a mask, (num_subsets, num_tests), means over runs."""
         folder = self.path / name
-        retrain_subsets(
-            self.train_func, self.dataloader, folder, members, self.num_runs, self.seed, shared_seed=True,
-            n_jobs=self.n_jobs, devices=self.devices, overwrite=overwrite,
-        )
+        try:
+            retrain_subsets(
+                self.train_func, self.dataloader, folder, members, self.num_runs, self.seed, shared_seed=True,
+                n_jobs=self.n_jobs, devices=self.devices, overwrite=overwrite,
+            )
+        except ValueError as error:
+            if "subsets_sha256" not in str(error):
+                raise
+            raise ValueError(
+                f"scores, tests: {folder} holds models for other scores under this name, other test samples or another "
+                "largest removal. Use another name for the method or another path, or overwrite=True to train the "
+                "models of the methods again"
+            ) from error
         found = calculate_targets(self.target_func, folder, self.test_dataloader, n_jobs=self.n_jobs)
         return found.values.double().mean(1)
 
@@ -358,11 +371,19 @@ def _usable(controls: Targets | None, banks: _Banks, size: int) -> torch.Tensor:
             f"controls: they name position {subsets.high}, but there are {banks.num_train} training samples"
         )
     fits = torch.tensor([left == banks.num_train - size for left in subsets.sizes()])
+    if not bool(fits.any()):
+        left_out = sorted({banks.num_train - left for left in subsets.sizes()})
+        warnings.warn(
+            f"controls: no subset leaves out {size} samples, so all controls of this size are trained; they leave out "
+            f"{', '.join(map(str, left_out[:5]))}{' ...' * (len(left_out) > 5)}", stacklevel=4,
+        )
     return controls.values[fits].double().mean(1)[:, banks.tests]
 
 # %% ../../nbs/metric/14_removal.ipynb #993f1ab5
 def _sizes(fractions: Sequence[float], num_train: int) -> list[int]:
     """Number of samples to remove for each fraction."""
+    if isinstance(fractions, (int, float, str)):
+        raise ValueError(f"fractions: expected a sequence of shares such as (0.01, 0.05), got {fractions!r}")
     sizes = []
     for fraction in fractions:
         if isinstance(fraction, (bool, str)) or not 0 < fraction < 1:
@@ -428,17 +449,10 @@ def _row(
     table = removed[:, None] - controls.T
     sign = 1 if direction == "helpful" else -1
     beats = float(((sign * table > 0).double() + (table == 0).double() / 2).mean())
-    spread = controls.std(0)
-    known = spread > 0
-    scaled = table[known] / spread[known, None] * _hedges(len(controls) - 1)
-    effects, spreads = _crossed_mean(table, confidence), _crossed_mean(scaled, confidence)
-    return RemovalRow(method, direction, float(fraction), size, *effects, *spreads, beats)
-
-
-def _hedges(degrees: int) -> float:
-    """How much larger the inverse of a standard deviation is on average than that of its estimate, below 1."""
-    log = math.lgamma(degrees / 2) - math.lgamma((degrees - 1) / 2) - math.log(degrees / 2) / 2
-    return math.exp(log)
+    effect = _crossed_mean(table, confidence)
+    spread = math.sqrt(float(controls.var(0).mean()))
+    spreads = [part / spread if spread > 0 else math.nan for part in effect]
+    return RemovalRow(method, direction, float(fraction), size, *effect, *spreads, beats)  # type: ignore[call-arg]
 
 
 def _crossed_mean(table: torch.Tensor, confidence: float) -> tuple[float, float, float]:
@@ -457,8 +471,8 @@ class Brittleness:
     Parameters
     ----------
     counts : dict of tensors, shape (num_tests,)
-        Smallest number of removed samples that was found to flip the prediction, float64, by method, "random" among
-        them. Infinite if the most that were removed did not flip it; nan if it was wrong from the start.
+        Smallest number of removed samples that was found to flip the prediction, float64, by method, "random
+        order" among them. Infinite if the most that were removed did not flip it; nan if it was wrong from the start.
     most : int
         The most samples that were removed.
     tests : list of int
@@ -510,7 +524,7 @@ class Brittleness:
             share = [100 * (place + 1) / len(known) for place in range(len(reached))]
             ax.plot(
                 [1, *reached, self.most], [0, *share, share[-1] if share else 0], drawstyle="steps-post", label=name,
-                color="0.5" if name == "random" else f"C{number}", linestyle=LINES[number % len(LINES)],
+                color="0.5" if name == _CONTROL else f"C{number}", linestyle=LINES[number % len(LINES)],
             )
         ax.set(
             xscale="log", ylim=(-3, 103), xlabel="training samples removed (from the top of the ranking)",
@@ -572,7 +586,7 @@ def brittleness(
     Returns
     -------
     Brittleness
-        Counts by method, "random" among them; a table as text and HTML; ``plot(ax=None)``.
+        Counts by method, "random order" among them; a table as text and HTML; ``plot(ax=None)``.
 
     Raises
     ------
@@ -589,8 +603,8 @@ def brittleness(
     Ilyas et al. 2022, arXiv:2202.00622, section 4.1 (brittleness of predictions).
     """
     methods = dict(scores) if isinstance(scores, Mapping) else {"scores": scores}
-    if "random" in methods:
-        raise ValueError("scores: the name 'random' is that of the control; give the method another one")
+    if _CONTROL in methods:
+        raise ValueError(f"scores: the name {_CONTROL!r} is that of the control; give the method another one")
     home = checked_home(path)
     banks = _Banks.of(
         train_func, dataloader, correct_func, test_dataloader, home, tests, 1, _recorded_seed(home, seed), n_jobs,
@@ -599,7 +613,7 @@ def brittleness(
     if isinstance(most, (bool, str)) or not 0 < most < 1 or round(most * banks.num_train) < 1:
         raise ValueError(f"most: expected a share in (0, 1) of at least one training sample, got {most!r}")
     largest = min(round(most * banks.num_train), banks.num_train - 1)
-    orders = {**_orders(methods, banks), "random": banks.random_orders()}
+    orders = {**_orders(methods, banks), _CONTROL: banks.random_orders()}
     with one_bar("brittleness"):
         right = _is_right(banks.targets("full", torch.ones(1, banks.num_train, dtype=torch.bool))[0])
         if not bool(right.all()):
@@ -609,6 +623,9 @@ def brittleness(
             )
         counts = {name: _bisect(name, order, right, largest, banks, overwrite) for name, order in orders.items()}
     return Brittleness(counts, largest, banks.tests)
+
+
+_CONTROL = "random order"
 
 
 def _is_right(values: torch.Tensor) -> torch.Tensor:

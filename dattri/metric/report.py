@@ -121,8 +121,9 @@ def report_lds(score: Any, ground_truth: Any) -> Report:
     _check_defined(each, truth[0])
     interval, subsets = lds_interval(score, truth), read_subsets(truth[1])
     sizes = " to ".join(map(str, sorted({min(subsets.sizes()), max(subsets.sizes())})))
+    drawn = "subsets" if len(set(subsets.sizes())) == 1 else "subsets, if these were drawn at random,"
     summary = (
-        f"LDS {interval.mean:.3f}{_known(each)}, {_between(interval)} over other subsets and test samples\n"
+        f"LDS {interval.mean:.3f}{_known(each)}, {_between(interval)} over other {drawn} and test samples\n"
         f"{_below_ceiling(score, targets)}{_spread(each)}\n{len(subsets.rows)} subsets of {sizes} training samples"
     )
     sample = _typical(each)
@@ -147,9 +148,10 @@ def _below_ceiling(score: Any, targets: Targets | None) -> str:
     if targets is None or num_runs == 1:
         return ""
     ceiling, share = lds_ceiling(targets), ceiling_share(score, targets)
+    ends = "" if np.isnan(share.low) else f", 95% interval [{share.low:.1%}, {share.high:.1%}]"
     return (
-        f"ceiling {ceiling.mean:.3f} with {num_runs} runs of each subset, of which the scores reach {share.mean:.1%}, "
-        f"95% interval [{share.low:.1%}, {share.high:.1%}]\n"
+        f"ceiling {ceiling.mean:.3f} with {num_runs} runs of each subset, of which the scores reach {share.mean:.1%}"
+        f"{ends}\n"
     )
 
 

@@ -76,6 +76,7 @@ def retrieval_metrics(score: Any, relevant: Any, *, k: int = 10) -> Retrieval:
         a mask, a score is NaN or infinite, or `k` is not in 1 to num_train.
     """
     known = _read_relevant(relevant)
+    _check_columns("relevant", known.num_test, score)
     results = _of_each(lambda values, tests: _retrieved(values, known.sets(tests, values), k), score, known.num_test)
     undefined = int(results[0].isnan().sum())
     if undefined:
@@ -276,6 +277,7 @@ def class_share(score: Any, train_labels: Any, test_labels: Any, *, k: int = 10)
         1 to num_train.
     """
     train, test = _codes(train_labels, test_labels)
+    _check_columns("test_labels", len(test), score)
 
     def of_some(values: torch.Tensor, tests: torch.Tensor) -> torch.Tensor:
         if len(train) != values.shape[1]:
@@ -288,6 +290,17 @@ def class_share(score: Any, train_labels: Any, test_labels: Any, *, k: int = 10)
         return torch.stack([in_top / k, same.sum(1).double() / len(train)])
 
     return ClassShare(*_of_each(of_some, score, len(test)))
+
+
+def _check_columns(name: str, num_test: int, score: Any) -> None:
+    """`ValueError` naming the argument whose test samples are not as many as the columns of the scores."""
+    shape: Any = () if getattr(score, "is_nested", False) else getattr(score, "shape", ())
+    if len(shape) == 2 and shape[1] != num_test:
+        hint = "; one of them looks transposed" if shape[0] == num_test else ""
+        raise ValueError(
+            f"score, {name}: expected one column of score for each of the {num_test} test samples of {name}, got shape "
+            f"{tuple(shape)}{hint}"
+        )
 
 
 def _codes(*labels: Any) -> list[torch.Tensor]:

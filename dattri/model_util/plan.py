@@ -304,6 +304,10 @@ def _rows(subsets: Any) -> list[np.ndarray]:
             f"num_train), got {got}"
         )
     rows = [np.asarray(row.detach().cpu() if isinstance(row, torch.Tensor) else row) for row in subsets]
+    if rows and all(row.ndim == 0 for row in rows):
+        raise ValueError(
+            f"subsets: expected a list of lists of positions, got one list; for one subset pass [{list(subsets)!s:.60}]"
+        )
     if not rows:
         raise ValueError("subsets: the list is empty; expected at least one subset")
     for subset, row in enumerate(rows):
@@ -317,7 +321,10 @@ def _mask_of(subset: int, row: np.ndarray, data_length: int) -> np.ndarray:
     """Which positions are in a subset; `ValueError` naming what is wrong with it."""
     if row.dtype.kind == "b":
         if len(row) != data_length:
-            raise ValueError(f"subsets: the mask has {len(row)} columns; the dataloader holds {data_length} samples")
+            raise ValueError(
+                f"subsets: the mask has {len(row)} columns; the dataloader holds {data_length} samples, and a mask has "
+                "one row per subset and one column per sample"
+            )
         if not row.any():
             raise ValueError(f"subsets: subset {subset} is empty; a model needs samples to train on")
         return row

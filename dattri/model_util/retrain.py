@@ -234,7 +234,9 @@ def retrain_subsets(
         Directory for ``metadata.yml``, the subsets (``subsets_*.npy``) and, per subset, ``{subset}/indices.txt``
         (training positions) and ``{subset}/model_weights_{run}.pt`` (state dicts). Made if it is missing.
     subsets : sequence of int sequences, or boolean mask of shape (num_subsets, N)
-        Positions that each model is trained on, in any order and of any number from 1 to N, or True for them.
+        Positions that each model is trained on, in any order and of any number from 1 to N, or True for them. Intervals
+        over subsets (`lds_interval`) presume that they were drawn at random. A subset that is named twice is trained
+        twice.
     num_runs_per_subset : int
         Models per subset, 1 or more, each with another seed. Two or more say how noisy training is (`lds_ceiling`).
     seed : int, optional
