@@ -265,7 +265,8 @@ def ranked_pair(score: Any, ground_truth: Any) -> RankedPair:
     elif _is_array(score) and tuple(score.shape) == tuple(targets.shape) and subsets.high >= len(targets):
         raise ValueError(
             f"score: it has {len(targets)} rows, one for each subset, but the ground truth names training samples up "
-            f"to {subsets.high}; pass one row for each of these, or Predictions(score) if it says something of each subset"
+            f"to {subsets.high}; pass one row for each of these, or Predictions(score) if it says something of each "
+            "subset"
         )
     Block(targets, name="ground_truth", row="subset").check_finite()
     predicted, dtype, members = [], torch.float32, None
