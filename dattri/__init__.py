@@ -101,6 +101,9 @@ _PUBLIC = {
         "gradient_dot": "Dot products of the gradients of training and test samples.",
         "gradient_cosine": "Cosines between the gradients of training and test samples.",
     },
+    "benchmark.leaderboard": {
+        "evaluate": "Judge methods by everything that a benchmark has ground truth for."
+    },
     "benchmark.utils": {
         "flip_label": "Give a share of the samples a wrong label.",
         "SubsetSampler": "Gives the samples at `indices`, in that order, every time.",
@@ -134,6 +137,7 @@ if TYPE_CHECKING:  # what an editor knows of the names
     from dattri.benchmark.hub import publish_benchmark
     from dattri.benchmark.datasets import Datasets, digits
     from dattri.benchmark.baselines import influence_function, gradient_dot, gradient_cosine
+    from dattri.benchmark.leaderboard import evaluate
     from dattri.benchmark.utils import flip_label, SubsetSampler
 
 # %% ../nbs/front_door.ipynb #b3061a21

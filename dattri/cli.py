@@ -198,6 +198,52 @@ def evaluate(
         save_figure(report.figure, picture)
     typer.echo(f"Picture: {picture}")
 
+# %% ../nbs/cli.ipynb #9264b35a
+def _named_files(scores: list[str]) -> dict[str, Path]:
+    """Files of scores by name of the method, from texts such as NAME=FILE."""
+    named: dict[str, Path] = {}
+    for text in scores:
+        name, equals, file = text.partition("=")
+        if not (name and equals and file):
+            raise ValueError(f"--scores: expected NAME=FILE such as trak=trak.pt, got {text!r}")
+        if name in named:
+            raise ValueError(f"--scores: {name!r} is given twice")
+        if not Path(file).expanduser().is_file():
+            raise FileNotFoundError(f"--scores {name}: there is no file {file}")
+        named[name] = Path(file)
+    return named
+
+
+@app.command()
+def leaderboard(
+    model: Model,
+    dataset: Dataset,
+    scores: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=FILE, a .pt or .npy file of shape (num_train, num_test); may be repeated.")
+    ] = None,
+    metric: Annotated[list[str] | None, typer.Option(help="Default: lds and loo; may be repeated.")] = None,
+    baselines: Annotated[bool, typer.Option(help="Random scores and gradient dot products stand beside.")] = True,
+    out: Annotated[Path | None, typer.Option(help="Also write it: a name in .md, .tex, .html, .csv or .json.")] = None,
+    download_path: Home = _HOME,
+    device: Device = None,
+    n_jobs: Jobs = None,
+) -> None:
+    """Judge several files of scores with a benchmark: one table, with intervals, ceiling and paired differences."""
+    from dattri.benchmark.leaderboard import evaluate as judge_all  # noqa: PLC0415
+    from dattri.benchmark.settings import find_setting  # noqa: PLC0415
+
+    with _one_line_errors():
+        methods, setting = _named_files(scores or []), find_setting(model, dataset)
+        metrics = metric or [name for name in setting.metrics if name != "mislabel"]
+        board = judge_all(
+            methods, setting, metrics=metrics, baselines=baselines, download_path=download_path, device=device,
+            n_jobs=n_jobs,
+        )
+        typer.echo(str(board))
+        if out is not None:
+            board.save(out)
+
 # %% ../nbs/cli.ipynb #5913e52f
 def _partition(text: str | None) -> tuple[int, int] | None:
     """Part and number of parts from text such as 0/4."""

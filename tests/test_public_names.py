@@ -21,7 +21,7 @@ FRONT_DOOR = [
     "read_scores", "read_ground_truth",
     "load_benchmark", "list_benchmarks", "find_setting", "register_setting", "Setting", "build_benchmark",
     "publish_benchmark", "Datasets", "digits", "influence_function", "gradient_dot", "gradient_cosine",
-    "flip_label", "SubsetSampler",
+    "evaluate", "flip_label", "SubsetSampler",
 ]  # fmt: skip
 MODULES = {
     "dattri": FRONT_DOOR,
@@ -30,6 +30,7 @@ MODULES = {
     "dattri.benchmark.build": ["BuildError", "build_benchmark", "retrain_setting"],
     "dattri.benchmark.datasets": ["Datasets", "cifar2", "digits", "maestro", "mnist", "shakespeare", "wikitext2"],
     "dattri.benchmark.hub": ["publish_benchmark"],
+    "dattri.benchmark.leaderboard": ["Leaderboard", "LeaderboardRow", "evaluate"],
     "dattri.benchmark.load": ["list_benchmarks", "load_benchmark", "load_setting"],
     "dattri.benchmark.models.gpt2": ["gpt2"],
     "dattri.benchmark.models.linear": ["LogisticRegression", "MLP"],
