@@ -4,9 +4,9 @@ import re
 from functools import cache
 
 import pytest
-from helpers import CHILD_HEADER, files, make_loader, train
+from helpers import CHILD_HEADER, SUBSETS, files, loss_of_file, make_loader, train
 
-from dattri.model_util.retrain import retrain_lds
+from dattri import calculate_targets, retrain_lds, retrain_subsets
 
 START = {
     "dask": """
@@ -26,6 +26,7 @@ register_ray()
 }
 RUN = """
 import joblib, numpy as np
+from dattri import calculate_targets
 from dattri.model_util.parallel import Shared, run_tasks
 class Job:
     def __init__(self): self.data = np.zeros(250_000)
@@ -35,7 +36,9 @@ def counted(self):
     sent.append(getattr(state["pickled"], "nbytes", 0))
     return state
 with joblib.parallel_config(backend=sys.argv[2], n_jobs=2):
-    retrain_lds(train, make_loader(), path, num_subsets=6, num_runs_per_subset=2, seed=7)
+    retrain_lds(train, make_loader(), path + "/lds", num_subsets=6, num_runs_per_subset=2, seed=7)
+    retrain_subsets(train, make_loader(), path + "/subsets", SUBSETS, seed=7)
+    calculate_targets(loss_of_file, path + "/subsets", make_loader(shuffle=False), cache="loss")
     sent, pack = [], Shared.__getstate__
     Shared.__getstate__ = counted
     assert list(run_tasks(Job(), range(24))) == [250_000] * 24
@@ -60,7 +63,9 @@ def run_on(fork_server, tmp_path_factory):
 @pytest.mark.parametrize("engine", [*ENGINES, "loky"])
 def test_engine_gives_the_bytes_of_one_process(engine, run_on, tmp_path):
     folder, _ = run_on(engine)
-    retrain_lds(train, make_loader(), tmp_path, num_subsets=6, num_runs_per_subset=2, seed=7)
+    retrain_lds(train, make_loader(), tmp_path / "lds", num_subsets=6, num_runs_per_subset=2, seed=7)
+    retrain_subsets(train, make_loader(), tmp_path / "subsets", SUBSETS, seed=7)
+    calculate_targets(loss_of_file, tmp_path / "subsets", make_loader(shuffle=False), cache="loss")
     assert files(folder) == files(tmp_path)
 
 
