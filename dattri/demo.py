@@ -18,6 +18,7 @@ from .benchmark.baselines import gradient_dot, influence_function
 from .benchmark.load import load_setting
 from .benchmark.settings import find_setting
 from .metric import ConfidenceInterval, lds, lds_interval, loo_corr, mislabel_detection_auc
+from .metric.display import LINES
 from .model_util.checkpoint import load_checkpoint
 
 # %% auto #0
@@ -105,9 +106,6 @@ def table(results: dict[str, DemoResult]) -> str:
     return "\n".join(rows)
 
 # %% ../nbs/demo.ipynb #fbc59612
-_LINES = ("-", "--", "-.", ":")
-
-
 def _draw_lds(axis: Any, results: dict[str, DemoResult]) -> None:
     """LDS of all test samples, and the mean of each method with its interval."""
     for number, (name, result) in enumerate(results.items()):
@@ -117,7 +115,7 @@ def _draw_lds(axis: Any, results: dict[str, DemoResult]) -> None:
             result.lds_each.numpy(), bins=40, range=(-1, 1), histtype="stepfilled", alpha=0.4, color=color, label=label
         )
         axis.axvspan(result.lds.low, result.lds.high, ymax=0.78, color=color, alpha=0.3, linewidth=0)
-        axis.axvline(result.lds.mean, ymax=0.78, color=color, linestyle=_LINES[number % 4], linewidth=1.5)
+        axis.axvline(result.lds.mean, ymax=0.78, color=color, linestyle=LINES[number % 4], linewidth=1.5)
     axis.set(
         xlabel="LDS of a test sample (lines: means; bands: 95% intervals)", ylabel="test samples",
         title="Do sums of scores predict retraining?",
@@ -130,7 +128,7 @@ def _draw_roc(axis: Any, results: dict[str, DemoResult]) -> None:
     smallest = min(float(result.roc.fpr[result.roc.fpr > 0].min()) for result in results.values())
     for number, (name, result) in enumerate(results.items()):
         axis.plot(
-            result.roc.fpr.clamp(min=smallest / 2), result.roc.tpr, color=f"C{number}", linestyle=_LINES[number % 4],
+            result.roc.fpr.clamp(min=smallest / 2), result.roc.tpr, color=f"C{number}", linestyle=LINES[number % 4],
             drawstyle="steps-post", label=f"{name}: {result.auc:.2f}",
         )
     chance = torch.logspace(math.log10(smallest / 2), 0, 100)

@@ -47,6 +47,14 @@ def check_samples(name: str, values: Any) -> None:
     if values.ndim == 0:
         raise ValueError(f"{name}: expected samples, shape (num_samples, ...), got a single number")
 
+# %% ../../nbs/benchmark/15_noise.ipynb #955265eb
+def labels_of(label: Any) -> np.ndarray:
+    """Labels as a numpy array; `ValueError` unless there is one per sample."""
+    labels = numpy_of(label)
+    if labels.ndim != 1:
+        raise ValueError(f"label: expected one label per sample, shape (num_samples,), got shape {labels.shape}")
+    return labels
+
 # %% ../../nbs/benchmark/15_noise.ipynb #2c8c2ccb
 def drawn(count: int, p: float, generator: np.random.Generator) -> np.ndarray:
     """Exactly ``int(p * count)`` distinct positions, ascending; `ValueError` if `p` is no share."""
@@ -89,9 +97,7 @@ def flip_by_matrix(
         If `label` is not one-dimensional or holds a label without a row, or `matrix` is not square or a row is no
         distribution, or `label_space` does not fit it or the dtype of `label`.
     """
-    original, shares = numpy_of(label), _distributions(matrix)
-    if original.ndim != 1:
-        raise ValueError(f"label: expected one label per sample, shape (num_samples,), got shape {original.shape}")
+    shares, original = _distributions(matrix), labels_of(label)
     space = _space(label_space, len(shares), original.dtype)
     strange = ~np.isin(original, space)
     if strange.any():

@@ -14,7 +14,10 @@ from torch.utils.data import Sampler
 from dattri.benchmark.noise import (
     add_duplicates,
     add_feature_noise,
+    changed,
+    drawn,
     flip_by_matrix,
+    labels_of,
     numpy_of,
     plant_check,
     plant_shortcut,
@@ -71,11 +74,8 @@ def flip_label(
         If `p` is outside [0, 1], `label` or `label_space` is not one-dimensional, or the label space offers nothing
         else to flip to or does not fit the dtype of `label`.
     """
-    original = numpy_of(label)
-    if original.ndim != 1:
-        raise ValueError(f"label: expected one label per sample, shape (num_samples,), got shape {original.shape}")
-    if not 0 <= p <= 1:
-        raise ValueError(f"p: expected a share in [0, 1], got {p!r}")
+    original, generator = labels_of(label), np.random.default_rng(seed)
+    indices = drawn(len(original), p, generator)
     space = original if label_space is None else numpy_of(label_space)
     if space.ndim != 1:
         remedy = (
@@ -86,19 +86,12 @@ def flip_label(
         raise ValueError(
             f"label_space: expected a list of labels, got {label_space!r} of shape {space.shape}; {remedy}"
         )
-    generator = np.random.default_rng(seed)
     space = np.unique(space)
-    indices = np.sort(generator.choice(len(original), int(p * len(original)), replace=False))
     wrong = _other_labels(original[indices], space, generator) if len(indices) else original[:0]
     fitting = wrong.astype(original.dtype)
     if not np.array_equal(fitting, wrong):
         raise ValueError(f"label_space: {space.tolist()} does not fit labels of dtype {original.dtype}")
-    flipped = label.clone() if isinstance(label, torch.Tensor) else original.copy()
-    if isinstance(flipped, torch.Tensor):
-        flipped[torch.from_numpy(indices).to(flipped.device)] = torch.from_numpy(fitting).to(flipped)
-    else:
-        flipped[indices] = fitting
-    return flipped, indices.tolist()
+    return changed(label, indices, fitting), indices.tolist()
 
 # %% ../../nbs/benchmark/00_utils.ipynb #e6da8de9
 class SubsetSampler(Sampler[int]):

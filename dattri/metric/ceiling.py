@@ -16,7 +16,7 @@ import scipy.special
 import torch
 
 from .correlation import RankedPair, ranked_pair, ranks, spearman
-from .display import as_html, as_text
+from .display import Table
 from .inputs import as_real_tensor
 from dattri.metric.jackknife import (
     Estimate,
@@ -491,7 +491,7 @@ class PlanRow(NamedTuple):
 
 # %% ../../nbs/metric/10_ceiling.ipynb #bbff3c3d
 @dataclass(frozen=True, repr=False)
-class RetrainingPlan:
+class RetrainingPlan(Table):
     """What numbers of subsets and runs would buy; `rows` holds a `PlanRow` for each, `print` shows a table."""
 
     rows: tuple[PlanRow, ...]
@@ -505,12 +505,8 @@ class RetrainingPlan:
         values = [["" if math.isnan(value) else f"{value:.3f}" for value in row[3:]] for row in self.rows]
         return [head, *(left + right for left, right in zip(counts, values, strict=True))]
 
-    def __repr__(self) -> str:
-        return as_text(self._cells()) + f"\n{_ROUGH}" * self.rough
-
-    def _repr_html_(self) -> str:
-        """The table, as a notebook shows it."""
-        return as_html(self._cells()) + f"<p>{_ROUGH}</p>" * self.rough
+    def _note(self) -> str:
+        return _ROUGH if self.rough else ""
 
 
 _ROUGH = "The widths are rough: pass lds=lds_interval(score, targets) of the method at hand."

@@ -26,6 +26,27 @@ def as_html(cells: Sequence[Sequence[str]]) -> str:
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
     return f"<table><thead><tr>{''.join(f'<th>{cell}</th>' for cell in head)}</tr></thead><tbody>{body}</tbody></table>"
 
+# %% ../../nbs/metric/15_display.ipynb #67a9e85a
+class Table:
+    """A result that shows itself as the table that `_cells` gives, with a note below if there is one."""
+
+    def _cells(self) -> list[list[str]]:
+        """Rows of text, the head first."""
+        raise NotImplementedError
+
+    def _note(self) -> str:
+        """What a reader of the table should know."""
+        return ""
+
+    def __repr__(self) -> str:
+        note = self._note()
+        return as_text(self._cells()) + f"\n{note}" * bool(note)
+
+    def _repr_html_(self) -> str:
+        """The table, as a notebook shows it."""
+        note = self._note()
+        return as_html(self._cells()) + f"<p>{html.escape(note)}</p>" * bool(note)
+
 # %% ../../nbs/metric/15_display.ipynb #8694be3a
 MARKERS, LINES = "osD^vx", ("-", "--", "-.", ":")
 

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -156,10 +155,10 @@ class KeptValues:
         file = self.file(checkpoint)
         if not has_zip_directory(file):
             return None
-        kept = load_checkpoint(file)
-        if not isinstance(kept, dict) or set(kept) != {"values", *self._owner(checkpoint)}:
+        kept, owner = load_checkpoint(file), self._owner(checkpoint)
+        if not isinstance(kept, dict) or set(kept) != {"values", *owner}:
             raise ValueError(f"{file} holds no values of a target function; remove it")
-        for what, expected in self._owner(checkpoint).items():
+        for what, expected in owner.items():
             if kept[what] != expected:
                 raise ValueError(
                     f"cache: {file} was made with {_OTHER[what]} under the same name {self.name!r}. Use another name, "
@@ -210,23 +209,14 @@ class Evaluation:
         missing = [unit for unit in units if any(found.get(key) is None for key in unit)]
         sizes = [len(unit) for unit in missing]
         description, done = f"evaluating ({self.directory.kind.mode})", len(keys) - sum(sizes)
-        evaluated = run_tasks(self, missing, n_jobs=n_jobs, description=description, sizes=sizes, done=done)
-        with torch.inference_mode(False), self._told_what_is_kept():  # so that the result can be used in any way
+        lost = {"kept": _NOTHING_KEPT} if self.kept is None else {}
+        evaluated = run_tasks(self, missing, n_jobs=n_jobs, description=description, sizes=sizes, done=done, **lost)
+        with torch.inference_mode(False):  # so that the result can be used in any way
             targets: dict[Any, Any] = {**found, **dict(pair for unit in evaluated for pair in unit)}
             return torch.stack([targets[key] for key in keys])
 
-    @contextmanager
-    def _told_what_is_kept(self) -> Iterator[None]:
-        """Let Ctrl-C say that values are lost, if they are."""
-        try:
-            yield
-        except KeyboardInterrupt as error:
-            if self.kept is not None:
-                raise
-            said = str(error).partition(" The same call")[0]
-            raise KeyboardInterrupt(
-                f"{said} No values were kept; calculate_targets keeps them as they come with cache=\"NAME\"."
-            ) from None
+
+_NOTHING_KEPT = 'No values were kept; calculate_targets keeps them as they come with cache="NAME".'
 
 # %% ../../nbs/metric/12_evaluation.ipynb #3f11730d
 @dataclass(frozen=True)

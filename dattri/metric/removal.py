@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from .display import LINES, MARKERS, as_html, as_text, axes_or_new
+from .display import LINES, MARKERS, Table, axes_or_new
 from .evaluation import count_tests
 from .ground_truth import Targets, calculate_targets
 from .jackknife import check_confidence, crossed, quantile
@@ -71,7 +71,7 @@ class RemovalRow(NamedTuple):
 
 # %% ../../nbs/metric/14_removal.ipynb #e73120b6
 @dataclass(frozen=True, repr=False)
-class RemovalTest:
+class RemovalTest(Table):
     """Targets after removals, and what they come to; shows itself as a table.
 
     Parameters
@@ -106,13 +106,6 @@ class RemovalTest:
             ]
             for row in self.rows
         ]
-
-    def __repr__(self) -> str:
-        return as_text(self._cells())
-
-    def _repr_html_(self) -> str:
-        """The table, as a notebook shows it."""
-        return as_html(self._cells())
 
     def plot(self, ax: Any = None) -> Any:
         """Effect in spreads over the share removed, with intervals; the band is what random removals do.
@@ -241,7 +234,7 @@ def removal_test(
     orders = _orders(methods, banks)
     given = [_usable(controls, banks, size)[:num_controls] for size in sizes]
     with one_bar("removal test"):
-        full = banks.targets("full", torch.ones(1, banks.num_train, dtype=torch.bool))[0]
+        full = banks.full()
         rest = [banks.controls(size, num_controls - len(known)) for size, known in zip(sizes, given, strict=True)]
         random = torch.stack([torch.cat(parts) for parts in zip(given, rest, strict=True)])
         values = {
@@ -315,6 +308,10 @@ class _Banks:
             ) from error
         found = calculate_targets(self.target_func, folder, self.test_dataloader, n_jobs=self.n_jobs)
         return found.values.double().mean(1)
+
+    def full(self) -> torch.Tensor:
+        """Targets of the model that is trained on everything, (num_tests,)."""
+        return self.targets("full", torch.ones(1, self.num_train, dtype=torch.bool))[0]
 
     def controls(self, size: int, count: int) -> torch.Tensor:
         """Targets after random removals of a size."""
@@ -465,7 +462,7 @@ def _crossed_mean(table: torch.Tensor, confidence: float) -> tuple[float, float,
 
 # %% ../../nbs/metric/14_removal.ipynb #bbc7de6c
 @dataclass(frozen=True, repr=False)
-class Brittleness:
+class Brittleness(Table):
     """How many top samples have to go until a prediction flips; shows itself as a table.
 
     Parameters
@@ -497,13 +494,6 @@ class Brittleness:
     def _number(self, count: float) -> str:
         """A count, or that it is larger than what was tried."""
         return "" if math.isnan(count) else f"more than {self.most}" if math.isinf(count) else f"{count:.0f}"
-
-    def __repr__(self) -> str:
-        return as_text(self._cells())
-
-    def _repr_html_(self) -> str:
-        """The table, as a notebook shows it."""
-        return as_html(self._cells())
 
     def plot(self, ax: Any = None) -> Any:
         """Share of the predictions that flipped, over the number of removed samples.
@@ -615,7 +605,7 @@ def brittleness(
     largest = min(round(most * banks.num_train), banks.num_train - 1)
     orders = {**_orders(methods, banks), _CONTROL: banks.random_orders()}
     with one_bar("brittleness"):
-        right = _is_right(banks.targets("full", torch.ones(1, banks.num_train, dtype=torch.bool))[0])
+        right = _is_right(banks.full())
         if not bool(right.all()):
             warnings.warn(
                 f"{int((~right).sum())} of {len(right)} test samples are predicted wrongly from the start (first: "

@@ -94,10 +94,11 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(value, dict):
         for key, item in value.items():
             yield from _leaves(item, f"{name}.{key}")
-    elif isinstance(value, (list, tuple)) and not all(isinstance(item, (str, bytes, int, float)) for item in value):
+    elif isinstance(value, (list, tuple)):
+        one_per_sample = all(isinstance(item, (str, bytes, int, float)) for item in value)
         for number, item in enumerate(value):
-            yield from _leaves(item, f"{name}[{number}]")
+            yield from _leaves(item, name if one_per_sample else f"{name}[{number}]")
     elif isinstance(value, (torch.Tensor, np.ndarray)):
         yield f"{name} {value.dtype} {tuple(value.shape[1:])}", value
     else:
-        yield from ((name, item) for item in (value if isinstance(value, (list, tuple)) else [value]))
+        yield name, value

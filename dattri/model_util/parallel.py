@@ -207,6 +207,7 @@ def run_tasks(
     description: str = "",
     done: int = 0,
     sizes: Sequence[int] | None = None,
+    kept: str = "The same call goes on from what is on disk.",
 ) -> Generator[_Result, None, None]:
     """Call `function` on every task and give the results as they come, in any order.
 
@@ -224,6 +225,8 @@ def run_tasks(
         Models that were finished before, counted by the bar.
     sizes : sequence of int, optional
         Models per task, for the bar. Default: one each.
+    kept : str
+        What Ctrl-C says of the work that was done.
 
     Raises
     ------
@@ -253,8 +256,7 @@ def run_tasks(
                 raise
             told = f"{description}: " if description else ""
             raise KeyboardInterrupt(
-                f"Interrupted ({told}{finished} of {sum(sizes)} models done). The same call goes on from what is on "
-                "disk."
+                f"Interrupted ({told}{finished} of {sum(sizes)} models done). {kept}"
             ) from None
 
 
