@@ -82,6 +82,10 @@ def _write_members(path: Path, metadata: Mapping[str, Any], members: np.ndarray)
         atomic_write(file, buffer.getvalue())
 
 
+class DamagedSubsetsError(ValueError):
+    """The file with the subsets is not as it was written, while the plan may be; says so itself."""
+
+
 def _read_members(path: Path, metadata: Mapping[str, Any]) -> np.ndarray:
     """Members of named subsets; `ValueError` unless they are those that the plan was made with."""
     if not re.fullmatch("[0-9a-f]{64}", str(metadata["subsets_sha256"])):
@@ -91,11 +95,12 @@ def _read_members(path: Path, metadata: Mapping[str, Any]) -> np.ndarray:
     try:
         members = np.load(io.BytesIO(file.read_bytes()), allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{file.name} cannot be read ({shortened(str(error))}); {remedy}") from error
+        kind = ValueError if isinstance(error, FileNotFoundError) else DamagedSubsetsError  # or the plan was edited
+        raise kind(f"{file} cannot be read ({shortened(str(error))}); {remedy}") from error
     shape = (metadata["num_subsets"], (metadata["data_length"] + 7) // 8)
     found = getattr(members, "shape", None), str(getattr(members, "dtype", ""))
     if found != (shape, "uint8") or hashlib.sha256(members.tobytes()).hexdigest() != metadata["subsets_sha256"]:
-        raise ValueError(f"{file.name} holds other subsets than the plan was made with; {remedy}")
+        raise DamagedSubsetsError(f"{file} holds other subsets than the plan was made with; {remedy}")
     return members
 
 
@@ -214,6 +219,8 @@ def _check_format(file: Path, metadata: dict[str, Any]) -> None:
         check_seed(metadata["seed"])
         plan = _plan_in(file.parent, metadata)
         whole = isinstance(folders, dict) and len(folders) == len(plan.subsets)
+    except DamagedSubsetsError:
+        raise
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         reason = shortened(f"{type(error).__name__}: {error}")
         raise _unreadable(file, f"it is cut off or was edited ({reason})") from error
