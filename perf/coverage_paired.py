@@ -1,9 +1,9 @@
 """How often 95% intervals hold the truth: comparisons, leave-one-out, AUC, ceiling and share of the ceiling.
 
 Run with `python perf/coverage_paired.py [repeats] [part ...]`; 400 repeats take about an hour on two cores. Cells
-with many test samples, and those of ceilings, have fewer of them. As in coverage.py, simulated values have a known
-truth, and test samples share nothing, half of their variance, or everything. Parts are the functions, and "ceilings",
-"digits" and "widths"; those that are not asked for stay as they were measured before.
+with many test samples have fewer. As in coverage.py, simulated values have a known truth, and test samples share
+nothing, half of their variance, or everything. Parts are the functions, and "ceilings", "digits" and "widths"; the
+others stay as they were measured before.
 """
 
 import json
@@ -163,7 +163,7 @@ def cells():
         values = [float(spearman(part * reliability**0.5)) for part in (1, 0.6)]
         setting = f"{name}, {num_subsets} x {num_runs} x {num_tests}, reliability of a run {single}"
         both = [(lds_ceiling, 1), (ceiling_share, 2)]
-        yield both, setting, 0.06 if num_tests > 100 else 0.25, draw, [values[0], values[1] / values[0]]
+        yield both, setting, 0.25 if num_tests > 100 else 1, draw, [values[0], values[1] / values[0]]
 
 
 KINDS = ("normal", "reliability differs", "noise with long tails", "lopsided truth")
@@ -329,25 +329,33 @@ def all_digits(population):
 NAMES = ("compare_lds", "loo_interval", "mislabel_interval", "lds_ceiling", "ceiling_share")
 
 
+def measured(pool, repeats, wanted):
+    """Coverage in all cells of the functions that are wanted."""
+    grid = [cell for cell in cells() if {function.__name__ for function, _ in cell[0]} & {*wanted}]
+    pieces = [max(int(repeats * share) // 4, 1) for _, _, share, _, _ in grid]
+    jobs = (
+        delayed(hits)(seed, piece, functions, draw, values)
+        for (functions, _, _, draw, values), piece in zip(grid, pieces, strict=True)
+        for seed in range(4)
+    )
+    held = pool(jobs)
+    for (functions, setting, _, _, values), piece in zip(grid, pieces, strict=True):
+        counts = sum(next(held) for _ in range(4))
+        for (function, _), value, count in zip(functions, values, counts, strict=True):
+            cell = {"function": function.__name__, "setting": setting, "repeats": 4 * piece, "truth": value}
+            print(*cell.values(), float(count) / (4 * piece), flush=True)
+            yield {**cell, "coverage": float(count) / (4 * piece)}
+
+
 def main():
     """Measure, print and keep."""
     repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 400
     wanted = sys.argv[2:] or [*NAMES, "ceilings", "digits", "widths"]
     file = RESULTS / f"coverage-paired-{DEVICE}.json"
     record = json.loads(file.read_text()) if file.exists() else {}
-    with Parallel(n_jobs=-1) as pool:
-        found = [cell for cell in record.get("cells", []) if cell["function"] not in wanted]
-        for functions, setting, share, draw, values in cells():
-            names = [function.__name__ for function, _ in functions]
-            if not {*names} & {*wanted}:
-                continue
-            piece = max(int(repeats * share) // 4, 1)
-            held = sum(pool(delayed(hits)(seed, piece, functions, draw, values) for seed in range(4)))
-            for name, value, count in zip(names, values, held, strict=True):
-                cell = {"function": name, "setting": setting, "repeats": 4 * piece, "truth": value}
-                found.append({**cell, "coverage": float(count) / (4 * piece)})
-                print(*found[-1].values(), flush=True)
-        record["cells"] = found
+    with Parallel(n_jobs=-1, return_as="generator") as pool:
+        kept = [cell for cell in record.get("cells", []) if cell["function"] not in wanted]
+        record["cells"] = kept + list(measured(pool, repeats, wanted))
         keep(file, record)
         population = lru_cache(digits_runs)
         parts = {

@@ -49,14 +49,17 @@ def lds_input(num_train, num_test, num_subsets=100, kind="normal"):
     return score, torch.randn(num_subsets, num_test), indices
 
 
-def compared(what, size, goal, ours, opponent, loop=None, repeats=9):
+REPEATS = 3 if DEVICE == "cuda" else 9  # on a GPU ours is far from the opponents, which stay on the CPU
+
+
+def compared(what, size, goal, ours, opponent, loop=None, repeats=REPEATS):
     """Two rows: our call and the opponent's in turns, alone and beside a program with two threads."""
     memory = extra_memory(ours)
     alone = seconds(ours, opponent, repeats=repeats)
     note = ""
     if loop:
         call, share = loop
-        (time,) = seconds(call, repeats=3)
+        (time,) = seconds(call, repeats=min(repeats, 3), warm=repeats > 3)
         note = f"{time * share / alone[0]:,.0f}x faster than one call of scipy per column"
     with busy():
         beside = seconds(ours, opponent, repeats=repeats)

@@ -321,36 +321,49 @@ def _shape_of(scaled: _Scaled, agreement: float) -> _Shape | None:
         return None
     found = _standard(_quantiles((means - means.mean(0)) / scales[0]))
     noise = _standard(_quantiles(rest / scales[1]))
-    pooled, wanted = _mean_of(noise, runs.shape[1]), float(_pearson_of(agreement))
-    shape = _Shape(found, noise, min(max(wanted, 0.01), 0.995), scaled.power, scaled.width)
+    return _fitted(_Shape(found, noise, 1.0, scaled.power, scaled.width), runs.shape[1], agreement)
+
+
+def _fitted(noisy: _Shape, num_runs: int, agreement: float) -> _Shape:
+    """The shape for which single runs agree like this, from that of means over some runs, whose noise is taken out."""
+    pooled, wanted = _mean_of(noisy.noise, num_runs), float(_pearson_of(agreement))
+    shape = noisy._replace(share=min(max(wanted, 0.01), 0.995))
     for _ in range(_ROUNDS):
-        left = math.sqrt(1 - _spearman_brown(shape.share, runs.shape[1]))
-        truth = _standard(_without_noise(found, left * pooled, shape.truth))
+        left = math.sqrt(1 - _spearman_brown(shape.share, num_runs))
+        truth = _standard(_without_noise(noisy.truth, left * pooled, shape.truth))
         reached = float(_pearson_of(shape._replace(truth=truth).correlations(1)[0]))
         shape = shape._replace(truth=truth, share=min(max(shape.share + wanted - reached, 0.01), 0.995))
     return shape
 
+
+def _normal_shape(num_subsets: int, num_runs: int, agreement: float) -> _Shape:
+    """What `_shape_of` finds in normal values: they are standardised by their own spread, which cuts the tails."""
+    places = (np.arange(_QUANTILES) + 0.5) / _QUANTILES
+    sizes = [max(degrees - 1, 1) / 2 for degrees in (num_subsets - 1, num_subsets * (num_runs - 1))]
+    truth, noise = (_standard(scipy.special.betaincinv(size, size, places)) for size in sizes)
+    return _fitted(_Shape(truth, noise, 1.0, 1.0, 0.0), num_runs, agreement)
+
 # %% ../../nbs/metric/10_ceiling.ipynb #5133f3d4
 @dataclass(frozen=True)
 class _Model:
-    """What targets say: mean agreement over endless subsets, how it varies, and what is not normal about it."""
+    """What targets say: mean agreement over endless subsets, how it varies, their shape and that of normal values."""
 
     agreement: float
     spread: float
     num_runs: int
     estimate: Estimate
     shared: float
-    shape: _Shape | None
+    shapes: tuple[_Shape, _Shape] | None
     trust: float
     factors: dict[int, float] = field(default_factory=dict)
 
     def factor(self, num_runs: int) -> float:
-        """Ceiling of the shape found, over that of normal values; kept once it is known."""
-        if self.shape is None:
+        """Ceiling of the shape found, over that of normal values fitted alike, so that errors of the fit cancel."""
+        if self.shapes is None:
             return 1.0
         if num_runs not in self.factors:
-            normal = float(_normal_ceiling(self.agreement, num_runs))
-            self.factors[num_runs] = (self.shape.correlations(num_runs)[1] / normal) ** self.trust
+            found, normal = (shape.correlations(num_runs)[1] for shape in self.shapes)
+            self.factors[num_runs] = (found / normal) ** self.trust
         return self.factors[num_runs]
 
     def of_agreement(self, agreement: Any, num_runs: int, count: float = math.inf) -> np.ndarray:
@@ -375,7 +388,10 @@ def _model_of(agreement: _Agreement) -> _Model | None:
     independent = num_subsets * num_tests / (1 + (num_tests - 1) * shared)
     scaled = _scaled(agreement.runs)
     trust = independent / (independent + _TRUST) * max(0.0, 1 - 2 * abs(scaled.relation))
-    return _Model(mean, spread, agreement.runs.shape[1], estimate, shared, _shape_of(scaled, mean), trust)
+    num_runs = agreement.runs.shape[1]
+    shape = _shape_of(scaled, mean)
+    shapes = None if shape is None else (shape, _normal_shape(num_subsets, num_runs, mean))
+    return _Model(mean, spread, num_runs, estimate, shared, shapes, trust)
 
 
 def _shared(estimate: Estimate, num_units: int, num_tests: int) -> float:

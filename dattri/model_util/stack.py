@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 from torch.func import vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -253,6 +254,8 @@ class ModelStack:
     def _layers(self) -> AbstractContextManager:
         """What a model is called in."""
         several = self.num_models > 1
+        if several and any(value.is_cuda for value in self.parameters.values()):
+            return sdpa_kernel(SDPBackend.MATH)  # under vmap the fused kernels fail: pytorch/pytorch#161310, #191085
         return _CpuLayers(self.generator, several=several) if several or self.generator is not None else nullcontext()
 
     def _of_single(self, loss_fn: Callable, batch: Sequence[torch.Tensor], shared: bool) -> Any:

@@ -1,0 +1,148 @@
+"""Everything that takes tensors gives the same on every device and for every floating dtype."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from dattri.benchmark.baselines import gradient_cosine, gradient_dot, influence_function
+from dattri.metric import lds, lds_interval, loo_corr, mislabel_detection_auc
+from dattri.metric.ceiling import ceiling_share, lds_ceiling, plan_lds
+from dattri.metric.ground_truth import GroundTruth, calculate_targets
+from dattri.metric.retrieval import class_share, detection_curve, retrieval_metrics, top_overlap
+from dattri.metric.uncertainty import compare_lds, loo_interval, mislabel_interval
+from dattri.model_util.ensemble import EnsembleTrainer
+from dattri.model_util.retrain import retrain_subsets
+from dattri.model_util.target import EnsembleTarget
+
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")),
+]
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+TRAIN, TESTS, SUBSETS = 40, 6, 12
+SGD = partial(torch.optim.SGD, lr=0.1)
+
+
+def drawn(seed, *shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+SCORE, OTHER, VALUES, RUNS = (
+    drawn(seed, *shape)
+    for seed, shape in enumerate([(TRAIN, TESTS), (TRAIN, TESTS), (SUBSETS, TESTS), (SUBSETS, 3, TESTS)])
+)
+MASK = torch.stack([torch.randperm(TRAIN, generator=torch.Generator().manual_seed(s)) < 20 for s in range(SUBSETS)])
+LABELS = torch.arange(TRAIN) % 3
+ROWS = torch.arange(TRAIN)
+CALLS = {
+    "lds": lambda put: lds(put(SCORE), (put(VALUES), put(MASK))),
+    "lds_interval": lambda put: lds_interval(put(SCORE), (put(VALUES), put(MASK))),
+    "compare_lds": lambda put: compare_lds(put(SCORE), put(OTHER), (put(VALUES), put(MASK))),
+    "lds_ceiling": lambda put: lds_ceiling(put(RUNS)),
+    "ceiling_share": lambda put: ceiling_share(put(SCORE), GroundTruth(put(RUNS), put(MASK))),
+    "plan_lds": lambda put: plan_lds(GroundTruth(put(RUNS), put(MASK)), num_subsets=(10, 20), num_runs=(1, 2)).rows[0],
+    "loo_corr": lambda put: loo_corr(put(SCORE), (put(OTHER), put(ROWS))),
+    "loo_interval": lambda put: loo_interval(put(SCORE), (put(OTHER), put(ROWS))),
+    "mislabel_detection_auc": lambda put: mislabel_detection_auc(put(SCORE[:, 0]), put(LABELS == 0)),
+    "mislabel_interval": lambda put: mislabel_interval(put(SCORE[:, 0]), put(LABELS == 0)),
+    "retrieval_metrics": lambda put: retrieval_metrics(put(SCORE), put(OTHER > 1), k=5),
+    "class_share": lambda put: class_share(put(SCORE), put(LABELS), put(LABELS[:TESTS]), k=5),
+    "top_overlap": lambda put: top_overlap(put(SCORE), put(OTHER), k=5),
+    "detection_curve": lambda put: detection_curve(put(SCORE[:, 0]), put(LABELS == 0)),
+}
+
+
+def rounded(dtype, tensor):
+    """Floating values as the dtype holds them, in float64."""
+    return tensor.to(dtype).double() if tensor.is_floating_point() else tensor
+
+
+def placed(device, dtype, tensor):
+    return tensor.to(device, dtype) if tensor.is_floating_point() else tensor.to(device)
+
+
+def numbers(result):
+    """All numbers of a result, in float64 on the CPU."""
+    parts = vars(result).values() if hasattr(result, "__dataclass_fields__") else result
+    found = [torch.as_tensor(part).flatten() for part in parts if isinstance(part, (torch.Tensor, int, float))]
+    return torch.cat([part.double().cpu() for part in found])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", CALLS)
+def test_the_same_numbers(name, device, dtype):
+    found = CALLS[name](partial(placed, device, dtype))
+    expected = CALLS[name](partial(rounded, dtype))
+    assert len(numbers(found)) > 0
+    torch.testing.assert_close(numbers(found), numbers(expected), rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("function", [gradient_dot, gradient_cosine, influence_function])
+def test_baselines_stay_where_the_model_is(function, device):
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    data = TensorDataset(drawn(5, 8, 3).float(), torch.arange(8) % 2)
+    expected = function(model, data, data)
+    found = function(model.to(device), data, data)
+    assert found.device.type == device
+    torch.testing.assert_close(found.cpu(), expected, rtol=1e-4, atol=1e-5)
+
+
+def errors(outputs, labels):
+    """Squared error of each sample."""
+    return (outputs - labels).square().mean(1)
+
+
+def mean_error(outputs, labels):
+    return errors(outputs, labels).mean()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_bank_of_named_subsets(device, tmp_path):
+    """Trained and evaluated on a device, of unequal sizes, the models are those of the CPU to rounding."""
+    inputs = drawn(6, 12, 3).float()
+    loader = DataLoader(TensorDataset(inputs, inputs.sum(1, keepdim=True)), batch_size=4, shuffle=True)
+    make = partial(nn.Linear, 3, 1)
+    subsets, values = [[0, 1, 2, 3, 4], [5, 6, 7], list(range(12)), [8, 2, 11]], {}
+    for where in {"cpu", device}:
+        trainer = EnsembleTrainer(make, mean_error, optimizer=SGD, num_epochs=3, device=where)
+        retrain_subsets(trainer, loader, tmp_path / where, subsets, 2, seed=0, shared_seed=True)
+        target = EnsembleTarget(make, errors, device=where)
+        values[where] = calculate_targets(target, tmp_path / where, loader, cache="error").values
+    assert values[device].shape == (4, 2, 12)
+    torch.testing.assert_close(values[device], values["cpu"], rtol=1e-4, atol=1e-5)
+
+
+class Attention(nn.Module):
+    """One layer of attention over six places."""
+
+    def __init__(self):
+        super().__init__()
+        self.mixed, self.out = nn.Linear(8, 24), nn.Linear(8, 1)
+
+    def forward(self, x):
+        parts = self.mixed(x.unflatten(1, (6, 8))).chunk(3, -1)
+        query, key, value = (part.unflatten(-1, (2, 4)).transpose(1, 2) for part in parts)
+        mask = torch.ones(6, 6, dtype=torch.bool, device=x.device).tril()
+        found = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        causal = nn.functional.scaled_dot_product_attention(found, key, value, is_causal=True)
+        return self.out(causal.transpose(1, 2).flatten(2)).mean(1)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_attention_trains_as_one(device):
+    """Models of a stack are those that are trained alone."""
+    inputs = drawn(7, 12, 48).float()
+    dataset = TensorDataset(inputs, inputs.sum(1, keepdim=True))
+    trainer = EnsembleTrainer(Attention, mean_error, optimizer=SGD, num_epochs=2, device=device)
+    subsets = [list(range(8)), list(range(4, 12)), list(range(2, 10))]
+    unit = next(iter(trainer.train_many(dataset, subsets, range(3), batch_size=4)))
+    assert len(unit) == 3
+    for row, found in unit:
+        [[(_, expected)]] = trainer.train_many(dataset, subsets[row : row + 1], [row], batch_size=4)
+        torch.testing.assert_close(found.state_dict(), expected.state_dict(), rtol=1e-4, atol=1e-5)
