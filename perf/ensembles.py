@@ -312,14 +312,15 @@ def main():
     """Print the table; measure how time grows with the number of models, and where it goes."""
     torch.manual_seed(0)
     digits, mnist = data(1297, 64), data(5000, 784)
-    large = {"num_subsets": 100, "num_epochs": 20 if GPU else 2, "repeats": 1 if GPU else 3}
+    small = {"num_subsets": 100, "num_epochs": 10 if GPU else 50, "repeats": 1 if GPU else 3}
+    large = {"num_subsets": 100, "num_epochs": 5 if GPU else 2, "repeats": 1 if GPU else 3}
     lr_rows, lr_times = opponents("MNIST-size LR", mnist_lr, [784, 10])
     mlp_rows, mlp_times = opponents("MNIST-size MLP", mnist_mlp, [784, 128, 64, 10])
     rows = [
         *lr_rows,
         *mlp_rows,
         *kinds(),
-        training_row("digits LR", digits_lr, digits, "10x", num_subsets=100, num_epochs=50, repeats=1 if GPU else 3),
+        training_row("digits LR", digits_lr, digits, "10x", **small),
         training_row("MNIST-size LR", mnist_lr, mnist, "4x", **large),
         training_row("MNIST-size MLP", mnist_mlp, mnist, "100x" if GPU else "2x", **large),
         evaluation_row("digits LR", digits_lr, digits, data(500, 64)),
