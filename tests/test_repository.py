@@ -6,12 +6,16 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
+import yaml
 from helpers import ROOT
+
+import dattri
 
 GENERATED = sorted(path.relative_to(ROOT) for path in (ROOT / "dattri").rglob("*.py"))
 
@@ -85,12 +89,11 @@ def test_import_costs_little():
 
 
 @pytest.mark.wheel
-def test_wheel_holds_the_package_and_nothing_else(tracked_copy, tmp_path):
+def test_wheel_made_from_the_sdist_holds_the_package_and_nothing_else(tracked_copy, tmp_path):
     copy = tmp_path / "dattri"
     shutil.copytree(tracked_copy, copy, symlinks=True)
-    pip = (sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), ".")
-    run(*pip, cwd=copy)
-    (wheel,) = tmp_path.glob("*.whl")
+    run(sys.executable, "-m", "build", "--no-isolation", "-o", str(tmp_path), ".", cwd=copy)
+    (wheel,), (sdist,) = tmp_path.glob("*.whl"), tmp_path.glob("*.tar.gz")
     names = zipfile.ZipFile(wheel).namelist()
     modules = {name for name in names if name.endswith(".py")}
     assert modules == {path.as_posix() for path in GENERATED}
@@ -98,6 +101,31 @@ def test_wheel_holds_the_package_and_nothing_else(tracked_copy, tmp_path):
     metadata = next(name for name in names if name.endswith("METADATA"))
     text = zipfile.ZipFile(wheel).read(metadata).decode()
     assert "nbdev" not in "".join(re.findall(r"Requires-Dist: (?!.*extra).*\n", text))
+    with tarfile.open(sdist) as archive:
+        tops = {Path(name).parts[1] for name in archive.getnames() if len(Path(name).parts) > 1}
+    assert tops == {
+        "CHANGELOG.md", "CITATION.cff", "LICENSE", "MANIFEST.in", "PKG-INFO", "README.md", "dattri", "dattri.egg-info",
+        "pyproject.toml", "settings.ini", "setup.cfg", "setup.py",
+    }  # fmt: skip
+
+
+def test_one_version_everywhere():
+    """settings.ini, the package, CITATION.cff and the newest heading of CHANGELOG.md."""
+    parser = ConfigParser(delimiters=["="])
+    parser.read(ROOT / "settings.ini")
+    version = parser["DEFAULT"]["version"]
+    headings = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"]
+    assert dattri.__version__ == headings[0] == cited == version
+
+
+def test_workflows_run_what_setup_declares():
+    """Every Python version of the classifiers is tested, and all files of .github are YAML."""
+    files = {path.name: yaml.safe_load(path.read_text()) for path in (ROOT / ".github").rglob("*.yml")}
+    tested = files["test.yml"]["jobs"]["newest"]["strategy"]["matrix"]["python"]
+    declared = re.search(r'for version in \(([^)]*)\)', (ROOT / "setup.py").read_text())[1]
+    assert tested == [version for version in re.findall(r'"([^"]*)"', declared) if "." in version]
+    assert {"dependabot.yml", "docs.yml", "bug_report.yml", "feature_request.yml"} < set(files)
 
 
 def test_constraints_pin_every_requirement():
