@@ -16,7 +16,7 @@ _PUBLIC = {
     "model_util.retrain": {
         "retrain_loo": "Train one model per removed sample, for the leave-one-out (LOO) ground truth.",
         "retrain_lds": "Train models on random subsets, for the ground truth of the linear datamodeling score (LDS).",
-        "retrain_subsets": "Train models on subsets that you name, of any sizes, each several times.",
+        "retrain_subsets": "Train models on your own subsets, of any sizes, each several times.",
     },
     "model_util.ensemble": {"EnsembleTrainer": "A training function that trains many models as one."},
     "benchmark.training": {"SingleModelTrainer": "A training function for models that are trained one at a time."},
