@@ -169,8 +169,8 @@ def with_nan():
 
 
 WRONG = {
-    "too few columns": (ValueError, "99 columns altogether, expected 100", lambda: DEFINED[:, 1:].split(7, dim=1)),
-    "too many": (ValueError, "at least 105 columns altogether, expected 100", lambda: TIES.split(7, dim=1)),
+    "too few columns": (ValueError, "99 columns in total, expected 100", lambda: DEFINED[:, 1:].split(7, dim=1)),
+    "too many": (ValueError, "at least 105 columns in total, expected 100", lambda: TIES.split(7, dim=1)),
     "unequal rows": (ValueError, "equally many rows", lambda: [DEFINED[:, :50], torch.cat([DEFINED, DEFINED])[:, 50:]]),
     "too few rows": (ValueError, "999 rows", lambda: [DEFINED[1:]]),
     "vectors": (ValueError, "real matrix", lambda: [DEFINED[:, 0]]),
