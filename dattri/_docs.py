@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import inspect
 import re
+import warnings
+from typing import Any
 
 from fastcore.docments import MarkdownRenderer
 from nbdev.showdoc import BasicMarkdownRenderer
@@ -89,6 +91,10 @@ _OTHERS = {"See Also": _see_also, "References": _references, "Examples": _exampl
 
 class _Body(MarkdownRenderer):
     """Signature, prose and sections of one symbol."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        with warnings.catch_warnings(action="ignore"):  # fastcore does not know every section
+            super().__init__(*args, **kwargs)
 
     def _repr_markdown_(self) -> str:
         prose, *rest = re.split(r"^([A-Z][\w ]+)\n-+\n", inspect.getdoc(self.sym) or "", flags=re.MULTILINE)
