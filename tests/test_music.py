@@ -124,7 +124,7 @@ def test_a_pickle_runs_nothing(tmp_path):
         (pickle.dumps([1, 2.0]), "got 2.0 at position 1"),
         (pickle.dumps([1, [2]]), r"got \[2\] at position 1"),
         (pickle.dumps([1, 2])[:-1], "cannot be read"),
-        (b"\x80\x02]r\x00\x00\xff\x7fK\x01a.", "it asks for 2147418112 places"),
+        (b"\x80\x02]r\x00\x00\xff\x7fK\x01a.", "it asks for 2147418112 memo slots"),
         (b"read me", "cannot be read"),
         (b"", "cannot be read"),
     ],

@@ -175,7 +175,7 @@ WRONG = {
     "too few rows": (ValueError, "999 rows", lambda: [DEFINED[1:]]),
     "vectors": (ValueError, "real matrix", lambda: [DEFINED[:, 0]]),
     "objects": (ValueError, "real numbers.*object", lambda: [DEFINED.numpy().astype(object)]),
-    "no columns": (ValueError, "0 columns altogether", lambda: [DEFINED[:, :0]]),
+    "no columns": (ValueError, "0 columns in total", lambda: [DEFINED[:, :0]]),
     "text": (TypeError, "blocks of str", lambda: "ab"),
     "nan": (ValueError, "score: NaN.*train sample 3, test sample 40", lambda: with_nan().split(7, dim=1)),
 }
@@ -199,7 +199,7 @@ def test_an_iterable_need_not_end():
         while True:
             yield torch.zeros(2, 0)
 
-    with pytest.raises(ValueError, match="0 columns altogether"):
+    with pytest.raises(ValueError, match="0 columns in total"):
         list(Scores(nothing()).blocks(6))
     many = blocks_of_width(*[0] * 900, 3, *[0] * 900, 3)
     assert [block.columns for block in Scores(many).blocks(6)] == [slice(0, 3), slice(3, 6)]
