@@ -16,7 +16,7 @@ _PUBLIC = {
     "model_util.retrain": {
         "retrain_loo": "Train one model per removed sample, for the leave-one-out (LOO) ground truth.",
         "retrain_lds": "Train models on random subsets, for the ground truth of the linear datamodeling score (LDS).",
-        "retrain_subsets": "Train models on subsets that you name, of any sizes, each several times.",
+        "retrain_subsets": "Train models on your own subsets, of any sizes, each several times.",
     },
     "model_util.ensemble": {"EnsembleTrainer": "A training function that trains many models as one."},
     "benchmark.training": {"SingleModelTrainer": "A training function for models that are trained one at a time."},
@@ -26,7 +26,7 @@ _PUBLIC = {
             "Minus the mean target of each subset's models from `retrain_lds` or `retrain_subsets`, for `lds`.",
         "calculate_targets":
             "Targets of every run of every subset, from the models of `retrain_lds` or `retrain_subsets`.",
-        "GroundTruth": "Targets of retrained models and the training samples they speak of; unpacks as a pair.",
+        "GroundTruth": "Targets of retrained models and the training samples they refer to; unpacks as a pair.",
         "Targets": "Targets of every run of every subset, and the training samples of each subset; unpacks as a pair.",
     },
     "model_util.target": {
@@ -53,7 +53,7 @@ _PUBLIC = {
         "ceiling_share":
             "Mean LDS as a share of its ceiling: 1 is as good as the noise of training lets any score be.",
         "plan_lds":
-            "What more subsets, or more runs per subset, would buy: ceiling, LDS, and the width of its interval.",
+            "Expected ceiling, LDS and width of its interval with more subsets, or more runs per subset.",
     },
     "metric.removal": {
         "removal_test": "What happens to each test sample when the training samples with its top scores are removed.",
@@ -89,7 +89,7 @@ _PUBLIC = {
         "build_benchmark": "Train the models of a setting and compute its ground truth, for `load_benchmark`."
     },
     "benchmark.hub": {
-        "publish_benchmark": "Upload what `build_benchmark` has built to a data set repository of the Hugging Face hub."
+        "publish_benchmark": "Upload a built benchmark to a data set repository on the Hugging Face hub."
     },
     "benchmark.datasets": {
         "Datasets": "Training and test data, tensors of inputs and labels.",
@@ -106,7 +106,7 @@ _PUBLIC = {
     },
     "benchmark.utils": {
         "flip_label": "Give a share of the samples a wrong label.",
-        "SubsetSampler": "Gives the samples at `indices`, in that order, every time.",
+        "SubsetSampler": "A sampler that yields the samples at `indices` in the same order every time.",
     },
 }
 _HOMES = {name: module for module, names in _PUBLIC.items() for name in names}

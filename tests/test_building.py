@@ -65,7 +65,7 @@ def test_a_benchmark_that_is_a_link_is_not_followed(tmp_path):
     (tmp_path / FOLDER).parent.mkdir()
     (tmp_path / FOLDER).symlink_to(tmp_path / "elsewhere")
     for overwrite in (False, True):
-        with pytest.raises(ValueError, match="points_lr is a link, which is not followed"):
+        with pytest.raises(ValueError, match="points_lr is a link, and links are not followed"):
             build_benchmark(LOCAL, tmp_path, overwrite=overwrite)
     assert files(tmp_path / "elsewhere") == {"mine.txt": b"mine"}
 
@@ -173,7 +173,7 @@ def test_labels_and_outputs_of_many_kinds(tmp_path, create, change, loss_fn, kno
 
 def test_another_model_is_found_before_the_ground_truth(tmp_path):
     setting = replace(LOCAL, train_func=partial(plain_training, partial(nn.Linear, 2, 3), cross_entropy))
-    with pytest.raises(ValueError, match=r"(?s)train_func: it gives another model than create_model .*linear\.weight"):
+    with pytest.raises(ValueError, match=r"(?s)it returns a different model than create_model .*linear\.weight"):
         build_benchmark(setting, tmp_path)
     assert not (tmp_path / FOLDER / "retrained" / "lds").exists()
 

@@ -277,7 +277,7 @@ MISUSES = {
     "two batch sizes": (ValueError, "trainer has 8 but the dataloader 4", {}, {"batch_size": 4}),
     "one module": (ValueError, "same module twice", {"model_fn": lambda: FIXED}, {}),
     "a mean per sample": (ValueError, "loss_fn.*reduction", {"loss_fn": partial(cross_entropy, reduction="none")}, {}),
-    "a module": (TypeError, "model_fn: expected a function that makes a model", {"model_fn": FIXED}, {}),
+    "a module": (TypeError, "model_fn: expected a function that creates a model", {"model_fn": FIXED}, {}),
     "no model": (TypeError, "model_fn: .*returned NoneType", {"model_fn": lambda: None}, {}),
     "no loss": (TypeError, "loss_fn", {"loss_fn": "x"}, {}),
     "no scheduler": (TypeError, "scheduler", {"scheduler": 1}, {}),

@@ -179,7 +179,7 @@ def test_the_manifest_is_that_of_the_commit(on_hub, hub, tmp_path):
     hub.put(REPO, MANIFEST, b"newer")
     shutil.rmtree(tmp_path / "hub")
     assert load(tmp_path, "loo")[1].values.shape == (12, 5)
-    with pytest.raises(ValueError, match=f"{MANIFEST} is cut off or damaged"):
+    with pytest.raises(ValueError, match=f"{MANIFEST} is truncated or damaged"):
         load(tmp_path, redownload=True)
     assert in_place(tmp_path) == sorted([*WHOLE, "loo"]) and load(tmp_path)[1].values.shape == (4, 5)
 

@@ -43,7 +43,7 @@ FAULTS = [("404", 1), ("500", 50), ("cut", 50), ("wrong", 1)]
 def test_the_network_fails(on_hub, hub, tmp_path, name, before, fault, times):
     hub.faults[name] = [fault] * times
     error = FileNotFoundError if fault == "404" else OSError
-    remedy = {"404": "Check repo_id", "wrong": "other bytes than the hub names.*call again"}.get(fault, "call again")
+    remedy = {"404": "Check repo_id", "wrong": "do not match the hub.s hash.*call again"}.get(fault, "call again")
     with pytest.raises(error, match=f"(?s){name} .*{hub.address}/datasets/{REPO}/resolve/.*{name}.*{remedy}"):
         load(tmp_path)
     assert in_place(tmp_path) == before

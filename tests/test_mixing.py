@@ -14,7 +14,7 @@ from dattri.model_util.retrain import retrain_lds, retrain_loo
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TESTS = DataLoader(make_loader().dataset, batch_size=4)
-MOVED = r"is not the model that the plan in metadata\.yml has here"
+MOVED = r"is not the model that metadata\.yml plans here"
 SMALL = {"num_subsets": 3, "num_runs_per_subset": 2}
 
 
@@ -99,7 +99,7 @@ except ValueError as error:
             assert old.poll() is None
         retrain_lds(train, make_loader(), tmp_path / "run", num_subsets=200, seed=1, overwrite=True)
         old.wait(60)
-        assert "was taken over by another call with overwrite=True, so this one stops" in old.stdout
+        assert "was taken over by another call with overwrite=True, so this call stops" in old.stdout
     retrain_lds(train, make_loader(), tmp_path / "alone", num_subsets=200, seed=1)
     assert files(tmp_path / "run") == files(tmp_path / "alone")
 
@@ -121,7 +121,7 @@ def test_links_are_not_followed(overwrite, tmp_path):
 
 def test_metadata_that_is_a_link_to_nowhere(tmp_path):
     tmp_path.joinpath("metadata.yml").symlink_to(tmp_path / "missing")
-    with pytest.raises(ValueError, match=r"metadata\.yml is no file, or a link that leads nowhere"):
+    with pytest.raises(ValueError, match=r"metadata\.yml is not a file, or is a broken link"):
         retrain_lds(train, make_loader(), tmp_path, seed=0, **SMALL)
     assert os.listdir(tmp_path) == ["metadata.yml"]
 

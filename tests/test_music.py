@@ -44,7 +44,7 @@ def test_reference_tokens(tmp_path, case):
 def test_a_damaged_file_is_named(tmp_path, damage):
     file = write_midi(tmp_path / "piece.midi", **CASES[1])
     file.write_bytes(damage(file.read_bytes()))
-    with pytest.raises(ValueError, match=r"piece\.midi: expected a whole MIDI file, got \d+ bytes"):
+    with pytest.raises(ValueError, match=r"piece\.midi: expected a complete MIDI file, got \d+ bytes"):
         music.read_midi(file)
 
 
@@ -90,7 +90,7 @@ def test_maestro_pieces_are_read_when_it_is_their_turn(maestro, tmp_path):
     members["maestro-v2.0.0/2004/z.midi"] = b"damaged"
     pieces = music.maestro_pieces(zipped(tmp_path / "b.zip", members), "train")
     assert next(pieces) == CASES[0]["tokens"]
-    with pytest.raises(ValueError, match=r"2004/z\.midi: expected a whole MIDI file"):
+    with pytest.raises(ValueError, match=r"2004/z\.midi: expected a complete MIDI file"):
         next(pieces)
     assert not [path for path in tmp_path.iterdir() if path.is_dir()], "nothing was unpacked"
 
@@ -124,7 +124,7 @@ def test_a_pickle_runs_nothing(tmp_path):
         (pickle.dumps([1, 2.0]), "got 2.0 at position 1"),
         (pickle.dumps([1, [2]]), r"got \[2\] at position 1"),
         (pickle.dumps([1, 2])[:-1], "cannot be read"),
-        (b"\x80\x02]r\x00\x00\xff\x7fK\x01a.", "it asks for 2147418112 places"),
+        (b"\x80\x02]r\x00\x00\xff\x7fK\x01a.", "it asks for 2147418112 memo slots"),
         (b"read me", "cannot be read"),
         (b"", "cannot be read"),
     ],
@@ -151,5 +151,5 @@ def test_a_damaged_archive_is_named(tmp_path):
     archive = zipped(tmp_path / "a.zip", {"piece_0": pickle.dumps([1])})
     archive.write_bytes(archive.read_bytes()[:-10])
     for read in (music.generated_pieces, lambda file: music.maestro_pieces(file, "train")):
-        with pytest.raises(ValueError, match=r"a\.zip: expected a whole zip archive"):
+        with pytest.raises(ValueError, match=r"a\.zip: expected a complete zip archive"):
             read(archive)

@@ -240,7 +240,7 @@ PLANT = {"target": 0, "where": 0, "value": 1}
 INVALID = {
     "label of two axes": (ValueError, r"label: .*shape \(1, 101\)", lambda: flip_by_matrix(LABELS[None], MATRIX)),
     "matrix not square": (ValueError, r"matrix: .*square.*\(2, 3\)", lambda: flip_by_matrix(LABELS, MATRIX[:2])),
-    "rows of counts": (ValueError, "matrix:.*in row 0; to make", lambda: flip_by_matrix(LABELS, np.eye(3) * 5)),
+    "rows of counts": (ValueError, "matrix:.*in row 0; to turn", lambda: flip_by_matrix(LABELS, np.eye(3) * 5)),
     "negative shares": (ValueError, "not negative", lambda: flip_by_matrix([0, 1], [[1.5, -0.5], [0, 1]])),
     "nan shares": (ValueError, "in row 1", lambda: flip_by_matrix([0, 1], [[1, 0], [np.nan, 1]])),
     "label without a row": (ValueError, "label: 2 at sample", lambda: flip_by_matrix(LABELS, np.eye(2))),

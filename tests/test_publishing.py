@@ -40,7 +40,7 @@ def test_publishing_needs_the_token(built, hub, tmp_path, monkeypatch, token):
 
 
 def test_publishing_what_is_not_as_it_was_built(built, hub, tmp_path):
-    with pytest.raises(FileNotFoundError, match=f"path: nothing that was built in {tmp_path} or its folder"):
+    with pytest.raises(FileNotFoundError, match=f"path: no built benchmark in {tmp_path} or its folder"):
         publish_benchmark(tmp_path, "me/points")
     for name, content in files(built).items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

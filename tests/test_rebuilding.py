@@ -104,7 +104,7 @@ def test_models_of_an_earlier_version_are_adopted(tmp_path, fresh):
     as_earlier(tmp_path)
     setting = replace(LOCAL, train_func=never)
     for call in (partial(load_setting, setting, "lds"), partial(build_benchmark, setting)):
-        with pytest.raises(ValueError, match=f"{tmp_path / FOLDER} was filled by an earlier version.*redownload=True"):
+        with pytest.raises(ValueError, match=f"{tmp_path / FOLDER} was written by an earlier version.*redownload=True"):
             call(tmp_path)
     for metric in ("lds", "loo"):
         load_setting(setting, metric, tmp_path, redownload=True)
@@ -113,7 +113,7 @@ def test_models_of_an_earlier_version_are_adopted(tmp_path, fresh):
 
 
 BAD_MANIFESTS = {
-    "cut off": (lambda text: text[:-20], "is cut off or damaged"),
+    "cut off": (lambda text: text[:-20], "is truncated or damaged"),
     "newer": (lambda text: text.replace('"format": 1', '"format": 2'), "has format 2, written by a newer version"),
     "outside": (lambda text: text.replace("lds/indices", "../lds/indices"), "which is not inside its folder"),
     "absolute": (lambda text: text.replace("lds/indices", "/lds/indices"), "which is not inside its folder"),
@@ -148,7 +148,7 @@ def test_what_was_built_and_what_was_fetched_are_not_mixed(tmp_path, hub):
         build_benchmark(published, tmp_path / "two")
     with pytest.raises(ValueError, match="repo_id: me/points there, None now"):
         load_setting(LOCAL, "lds", tmp_path / "two")
-    with pytest.raises(FileNotFoundError, match="path: nothing that was built"):
+    with pytest.raises(FileNotFoundError, match="path: no built benchmark"):
         publish_benchmark(tmp_path / "two", "me/points")
     build_benchmark(published, tmp_path / "two", overwrite=True)
     assert files(tmp_path / "two" / FOLDER) == files(tmp_path / "one" / FOLDER)
@@ -177,7 +177,7 @@ with FileLock(path):
 """
     with start_child(code, tmp_path / "benchmark" / ".points_lr.lock") as other:
         assert other.read_line(0) == "locked"
-        with pytest.warns(UserWarning, match="another process is at work in .*points_lr; this one waits"):
+        with pytest.warns(UserWarning, match="another process is using .*points_lr; waiting"):
             load_setting(setting, "lds", tmp_path)
 
 

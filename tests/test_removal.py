@@ -180,8 +180,8 @@ BAD = {
     "too many rows": ({"scores": torch.cat([SCORES, SCORES])}, "has 16 rows, but the dataloader holds 8"),
     "not a number": ({"scores": {"a": SCORES * torch.nan}}, "scores, 'a': NaN or infinity at train sample 0"),
     "no methods": ({"scores": {}}, "scores: expected a matrix, or a dict of matrices by name"),
-    "one folder": ({"scores": {"a b": SCORES, "a/b": SCORES}}, "do not make distinct folders"),
-    "name taken": ({"scores": {"full": SCORES}}, "do not make distinct folders"),
+    "one folder": ({"scores": {"a b": SCORES, "a/b": SCORES}}, "do not give distinct folder names"),
+    "name taken": ({"scores": {"full": SCORES}}, "do not give distinct folder names"),
 }
 
 
@@ -242,11 +242,11 @@ def test_brittleness_is_what_brute_force_finds(tmp_path):
 
 
 def test_what_is_wrong_from_the_start_cannot_flip(tmp_path):
-    with pytest.warns(UserWarning, match=r"1 of 3 test samples are predicted wrongly from the start \(first: 2\)"):
+    with pytest.warns(UserWarning, match=r"1 of 3 test samples are mispredicted from the start \(first: 2\)"):
         result = brittleness(SCORES, learn_mean, TRAIN, is_close, TESTS, tmp_path, most=0.25, seed=0)
     assert result.counts["scores"].isnan().tolist() == [False, False, True]
     assert result.most == 2 and "test samples" in repr(result) and "<table>" in result._repr_html_()
-    with pytest.raises(ValueError, match="correct_func: expected 1 for test samples that are predicted rightly"):
+    with pytest.raises(ValueError, match="correct_func: expected 1 for correctly predicted test samples"):
         brittleness(SCORES, learn_mean, TRAIN, squared_error, TESTS, tmp_path / "other", seed=0)
 
 
@@ -254,7 +254,7 @@ def test_what_is_wrong_from_the_start_cannot_flip(tmp_path):
 def test_most_is_a_share(most, tmp_path):
     with pytest.raises(ValueError, match=r"most: expected a share in \(0, 1\) of at least one training sample"):
         brittleness(SCORES, learn_mean, TRAIN, is_close, TESTS, tmp_path / "run", most=most)
-    with pytest.raises(ValueError, match="'random order' is that of the control"):
+    with pytest.raises(ValueError, match="'random order' is reserved for the control"):
         brittleness({"random order": SCORES}, learn_mean, TRAIN, is_close, TESTS, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -243,7 +243,7 @@ def test_groups_are_divided_among_devices(tmp_path):
     ("options", "message"),
     [
         ({"devices": []}, "devices: expected a list"),
-        ({"devices": ["cpu"], "device": "cpu"}, "leave out one"),
+        ({"devices": ["cpu"], "device": "cpu"}, "pass only one"),
         ({"devices": ["cpu"], "train_func": train}, "takes no device="),
     ],
 )

@@ -167,7 +167,7 @@ def test_ctrl_c_says_what_is_kept_and_leaves_nobody_at_work(engine, whom, start_
         assert wait_for_end(process, 60) == []
     errors = process.stderr
     kept = [name for name in files(tmp_path / "run") if name.endswith(".pt")]
-    message = f"Interrupted: {len(kept)} of 8 models are kept in {tmp_path / 'run'}; the same call goes on from there."
+    message = f"Interrupted: {len(kept)} of 8 models are kept in {tmp_path / 'run'}; repeat the call to continue."
     assert errors.splitlines()[-1] == f"KeyboardInterrupt: {message}"
     assert errors.count("Traceback") == 1 and "joblib" not in errors and "multiprocessing" not in errors
     assert process.returncode == -signal.SIGINT and 2 <= len(kept) < 8
@@ -240,4 +240,4 @@ def test_ctrl_c_in_the_command_is_one_line(n_jobs, tmp_path):
     errors = process.communicate()[1].decode()
     assert process.returncode == 130 and "Traceback" not in errors
     [told] = [line for line in re.split(r"[\r\n]", errors) if line and "model/s" not in line and "s/model" not in line]
-    assert re.fullmatch(r"Interrupted: [2-4] of 10 models are kept in \S+; the same call goes on from there\.", told)
+    assert re.fullmatch(r"Interrupted: [2-4] of 10 models are kept in \S+; repeat the call to continue\.", told)

@@ -169,13 +169,13 @@ def with_nan():
 
 
 WRONG = {
-    "too few columns": (ValueError, "99 columns altogether, expected 100", lambda: DEFINED[:, 1:].split(7, dim=1)),
-    "too many": (ValueError, "at least 105 columns altogether, expected 100", lambda: TIES.split(7, dim=1)),
+    "too few columns": (ValueError, "99 columns in total, expected 100", lambda: DEFINED[:, 1:].split(7, dim=1)),
+    "too many": (ValueError, "at least 105 columns in total, expected 100", lambda: TIES.split(7, dim=1)),
     "unequal rows": (ValueError, "equally many rows", lambda: [DEFINED[:, :50], torch.cat([DEFINED, DEFINED])[:, 50:]]),
     "too few rows": (ValueError, "999 rows", lambda: [DEFINED[1:]]),
     "vectors": (ValueError, "real matrix", lambda: [DEFINED[:, 0]]),
     "objects": (ValueError, "real numbers.*object", lambda: [DEFINED.numpy().astype(object)]),
-    "no columns": (ValueError, "0 columns altogether", lambda: [DEFINED[:, :0]]),
+    "no columns": (ValueError, "0 columns in total", lambda: [DEFINED[:, :0]]),
     "text": (TypeError, "blocks of str", lambda: "ab"),
     "nan": (ValueError, "score: NaN.*train sample 3, test sample 40", lambda: with_nan().split(7, dim=1)),
 }
@@ -199,7 +199,7 @@ def test_an_iterable_need_not_end():
         while True:
             yield torch.zeros(2, 0)
 
-    with pytest.raises(ValueError, match="0 columns altogether"):
+    with pytest.raises(ValueError, match="0 columns in total"):
         list(Scores(nothing()).blocks(6))
     many = blocks_of_width(*[0] * 900, 3, *[0] * 900, 3)
     assert [block.columns for block in Scores(many).blocks(6)] == [slice(0, 3), slice(3, 6)]

@@ -21,12 +21,12 @@ __all__ = []
 
 # %% ../../nbs/benchmark/01_folders.ipynb #5d23fdec
 def beside(folder: Path) -> Path:
-    """A new hidden name beside a folder; what a killed process leaves there is removed later."""
+    """A new hidden name beside a folder; leftovers of killed processes are removed later."""
     return folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.part")
 
 
 def _sweep_beside(folder: Path) -> None:
-    """Remove what processes that were killed have left beside a folder."""
+    """Remove leftovers of killed processes beside a folder."""
     ours = re.compile(rf"\.{re.escape(folder.name)}\.[0-9a-f]{{32}}\.part")
     for leftover in [
         place for place in folder.parent.iterdir() if ours.fullmatch(place.name) and not place.is_symlink()
@@ -36,9 +36,9 @@ def _sweep_beside(folder: Path) -> None:
 # %% ../../nbs/benchmark/01_folders.ipynb #d434f680
 @contextmanager
 def appearing(folder: Path) -> Iterator[Path]:
-    """A temporary folder that takes the place of `folder` when the block ends well.
+    """A temporary folder that replaces `folder` when the block succeeds.
 
-    After an error nothing is left of what was written, and what was there before stays. One process at a time.
+    After an error, everything written is removed, and the previous folder is kept. One process at a time.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     _sweep_beside(folder)
@@ -59,7 +59,7 @@ def appearing(folder: Path) -> Iterator[Path]:
 
 # %% ../../nbs/benchmark/01_folders.ipynb #a3ce0217
 def remove(folder: Path) -> None:
-    """Remove a folder, if it exists, in one step: a kill leaves all of it or nothing under its name."""
+    """Remove a folder, if it exists, in one step: after a kill, its name holds everything or nothing."""
     if folder.exists():
         folder.rename(beside(folder))
     if folder.parent.exists():
@@ -68,16 +68,16 @@ def remove(folder: Path) -> None:
 # %% ../../nbs/benchmark/01_folders.ipynb #53fae22a
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Let one process at a time work on a folder; one that waits says so."""
+    """Let one process at a time work on a folder; a waiting process says so."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder.parent, os.W_OK):  # a cache for reading only
+    if not os.access(folder.parent, os.W_OK):  # a read-only cache
         yield
         return
     lock = FileLock(folder.with_name(f".{folder.name}.lock"))
     try:
         lock.acquire(timeout=2)
     except Timeout:
-        warnings.warn(f"another process is at work in {folder}; this one waits for it", stacklevel=4)
+        warnings.warn(f"another process is using {folder}; waiting for it to finish", stacklevel=4)
         lock.acquire()
     try:
         yield

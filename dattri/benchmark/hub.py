@@ -27,38 +27,42 @@ HUB = "trais-lab/dattri-benchmark"  # the published settings
 def publish_benchmark(
     path: str | Path, repo_id: str, *, private: bool = False, license: str = "unknown"  # noqa: A002
 ) -> str:
-    """Upload what `build_benchmark` has built to a data set repository of the Hugging Face hub.
+    """Upload a built benchmark to a data set repository on the Hugging Face hub.
 
-    The repository is made if it is missing.
+    The repository is created if missing.
 
-    One commit gets, for each benchmark, zip files of its models, its tensors and its manifest. ``README.md`` describes
-    all benchmarks of the repository; one that was written by hand stays.
+    One commit uploads, for each benchmark, zip files of its models, its tensors and its manifest. ``README.md``
+    describes all benchmarks in the repository; a handwritten one is kept.
 
     Parameters
     ----------
     path : str or path-like
-        What `build_benchmark` returned; or the `path` it was given, for every benchmark in it. Retrained models stay
-        here.
+        The result of `build_benchmark`, or its `path`, for every benchmark in it. Retrained models are not uploaded.
     repo_id : str
-        The repository, such as "you/your-benchmark". ``HF_TOKEN`` or ``hf auth login`` says who you are.
+        The repository, such as "you/your-benchmark". ``HF_TOKEN`` or ``hf auth login`` authenticates you.
     private : bool
-        Whether a new repository is for you alone.
+        Whether a new repository is private.
     license : str
-        For the card, as the hub names it: "mit", "cc-by-4.0" ...
+        License for the card, in the hub's notation: "mit", "cc-by-4.0" ...
 
     Returns
     -------
     str
-        The commit. With `repo_id` and this as `revision` a `Setting` names exactly these files.
+        The commit. A `Setting` with this `repo_id` and this `revision` refers to exactly these files.
 
     Raises
     ------
     FileNotFoundError
-        If nothing was built at `path`.
+        If `path` has no built benchmark.
     ValueError
-        If a file is not as its manifest says.
+        If a file differs from its manifest.
     OSError
         If the hub refuses; says why.
+
+    See Also
+    --------
+    build_benchmark : Build it.
+    load_benchmark : Load it from the hub.
     """
     root = Path(path).expanduser().absolute()
     manifests = _built(root)
@@ -73,7 +77,7 @@ def publish_benchmark(
 
 
 def _built(root: Path) -> dict[Path, Manifest]:
-    """Folders of benchmarks that were built, with their manifests; `ValueError` if a file is not as listed."""
+    """Folders of built benchmarks with their manifests; `ValueError` if a file differs from the list."""
     candidates = (
         [root] if (root / MANIFEST).exists() else [file.parent for file in root.glob(f"benchmark/*/{MANIFEST}")]
     )
@@ -81,13 +85,13 @@ def _built(root: Path) -> dict[Path, Manifest]:
     built = {folder: manifest for folder, manifest in manifests.items() if manifest is not None and not manifest.origin}
     if not built:
         raise FileNotFoundError(
-            f"path: nothing that was built in {root} or its folder benchmark; expected what build_benchmark returned, "
-            "or its path"
+            f"path: no built benchmark in {root} or its folder benchmark; expected the result of build_benchmark, or "
+            "its path"
         )
     for folder, manifest in built.items():
         for name, what in manifest.deviations(folder).items():
             if what != "was added":  # which is not published
-                raise ValueError(f"{folder / name} {what}; call build_benchmark again, which makes it as it was")
+                raise ValueError(f"{folder / name} {what}; call build_benchmark again to restore it")
     return built
 
 # %% ../../nbs/benchmark/04_hub.ipynb #6215859c
@@ -131,7 +135,7 @@ _MARK = "<!-- rendered by dattri from the manifests in this repository -->"
 
 
 def dataset_card(repo_id: str, manifests: Mapping[str, Manifest], license: str) -> str:  # noqa: A002
-    """Text of a dataset card for benchmarks, by name: what they are, how to load them, and what was checked."""
+    """Text of a dataset card for benchmarks by name: description, how to load them, and checks."""
     from huggingface_hub import DatasetCard, DatasetCardData  # noqa: PLC0415
 
     size = max(int(manifest.setting.get("train_size", "0")) for manifest in manifests.values())
@@ -142,8 +146,8 @@ def dataset_card(repo_id: str, manifests: Mapping[str, Manifest], license: str) 
     )
     sections = "\n".join(_section(repo_id, manifest) for _, manifest in sorted(manifests.items()))
     introduction = (
-        "Trained models, and ground truth from retraining, to judge training-data attribution with; built and loaded "
-        "by [dattri](https://github.com/trais-lab/dattri).\n"
+        "Trained models and ground truth from retraining, for judging training-data attribution; built and loaded by "
+        "[dattri](https://github.com/trais-lab/dattri).\n"
     )
     return str(DatasetCard(f"---\n{data.to_yaml()}\n---\n\n{_MARK}\n\n{introduction}\n{sections}"))
 
@@ -152,12 +156,12 @@ _SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "
 
 
 def _section(repo_id: str, manifest: Manifest) -> str:
-    """What a card says of one benchmark."""
+    """A card's section on one benchmark."""
     model, dataset = manifest.setting.get("model"), manifest.setting.get("dataset")
     metric = next((part for part in sorted(manifest.parts) if not part.startswith("models_")), "lds")
     made = {**manifest.details, **manifest.setting, **manifest.samples}
     tables = {
-        "| what was checked | found |": [(check.what, check.found) for check in manifest.checks],
+        "| check | finding |": [(check.what, check.found) for check in manifest.checks],
         "| how it was made | |": list(made.items()),
     }
     text = f"""## {dataset}_{model}
@@ -177,12 +181,12 @@ attributes, ground_truth = load_benchmark({model!r}, {dataset!r}, {metric!r})
 
 
 def _cell(text: str) -> str:
-    """Text that stays in its cell of a table."""
+    """Text escaped for a table cell."""
     return re.sub(r"[|<>`\n]", " ", text)
 
 # %% ../../nbs/benchmark/04_hub.ipynb #8bc1e2a5
 def _published(api: Any, repo_id: str) -> dict[str, Manifest]:
-    """Manifests of the benchmarks in a repository, by name; what cannot be read is left out of the card."""
+    """Manifests of a repository's benchmarks, by name; unreadable ones are left out of the card."""
     manifests = {}
     for name in api.list_repo_files(repo_id, repo_type="dataset"):
         if re.fullmatch(rf"[\w.-]+/{MANIFEST}", name):
@@ -195,14 +199,14 @@ def _published(api: Any, repo_id: str) -> dict[str, Manifest]:
 
 
 def _may_write_card(api: Any, repo_id: str) -> bool:
-    """Whether a repository has no card, or one that was rendered here."""
+    """Whether a repository has no card, or one rendered here."""
     if not api.file_exists(repo_id, "README.md", repo_type="dataset"):
         return True
     return _MARK in Path(api.hf_hub_download(repo_id, "README.md", repo_type="dataset")).read_text(errors="replace")
 
 # %% ../../nbs/benchmark/04_hub.ipynb #13e6766a
 def _is_as_named(file: Path) -> bool:
-    """Whether a file in the cache has the hash that the hub gave it; True where the cache does not keep it."""
+    """Whether a cached file has the hash given by the hub; True if the cache does not store the hash."""
     name = file.resolve().name
     if re.fullmatch("[0-9a-f]{64}", name):
         return file_hash(file) == name
@@ -217,7 +221,7 @@ def commit_of(file: Path) -> str:
     """Commit of a file in the cache."""
     commits = re.findall(r"/snapshots/([0-9a-f]{40})/", file.as_posix())
     if not commits:
-        raise OSError(f"{file}: the hub named no commit of 40 digits for it; check HF_ENDPOINT")
+        raise OSError(f"{file}: the hub gave no 40-digit commit for it; check HF_ENDPOINT")
     return commits[0]
 
 # %% ../../nbs/benchmark/04_hub.ipynb #5241c77e
@@ -231,19 +235,20 @@ def fetch_file(repo_id: str, name: str, revision: str | None = None, *, force: b
     revision : str, optional
         Branch, tag or commit. Default: the main branch.
     force : bool
-        Whether to download what is in the cache already.
+        Whether to download again even if the file is in the cache.
 
     Returns
     -------
     pathlib.Path
-        The file in the cache, its bytes checked against the hash that the hub names.
+        The file in the cache, its bytes checked against the hash given by the hub.
 
     Raises
     ------
     FileNotFoundError
-        If the hub has no such repository, revision or file.
+        If the hub does not have the repository, revision or file.
     OSError
-        If the hub cannot be reached, stops half-way or sends other bytes. Each names file and URL, and what to do.
+        If the hub cannot be reached, the download is truncated, or its bytes differ. Each error names file, URL and
+        remedy.
     """
     from huggingface_hub import errors, hf_hub_download, hf_hub_url  # noqa: PLC0415  (reads HF_ENDPOINT at import)
 
@@ -257,15 +262,15 @@ def fetch_file(repo_id: str, name: str, revision: str | None = None, *, force: b
                 repo_id, name, repo_type="dataset", revision=revision, force_download=force, library_name="dattri"
             )
         )
-    except Exception as error:  # whatever the client raises for networks, disks and servers
+    except Exception as error:  # the client raises many errors for networks, disks and servers
         if isinstance(error, absent) and not isinstance(error, errors.LocalEntryNotFoundError):
             raise FileNotFoundError(
-                f"{what} is not on the hub, or not for you: {type(error).__name__}. Check repo_id and revision of the "
-                "setting, and "
-                "HF_TOKEN if the repository is private. If it was added lately, call again with redownload=True."
+                f"{what} is not on the hub, or you have no access: {type(error).__name__}. Check repo_id and revision "
+                "of the setting, and HF_TOKEN if the repository is private. If it was added recently, call again with "
+                "redownload=True."
             ) from error
         raise OSError(
-            f"{what} could not be fetched: {type(error).__name__}: {error}. Nothing is half done: check the network "
+            f"{what} could not be fetched: {type(error).__name__}: {error}. No partial file is left: check the network "
             "(and "
             'HF_ENDPOINT and HF_HUB_OFFLINE, if you set them) and call again. load_benchmark("lr", "digits", ...) '
             'needs no network.'
@@ -274,30 +279,30 @@ def fetch_file(repo_id: str, name: str, revision: str | None = None, *, force: b
         file.resolve().unlink()
         file.unlink(missing_ok=True)
         raise OSError(
-            f"{what} arrived with other bytes than the hub names. They are removed: call again to fetch them again."
+            f"{what} arrived with bytes that do not match the hub's hash. The file was removed: call again to fetch it."
         )
     return file
 
 
 def _check_answer(url: str, absent: tuple[type[Exception], ...]) -> None:
-    """`ValueError` if the hub names a file so that the client, which uses the names as paths, would leave its cache."""
+    """`ValueError` if the hub's names, which the client uses as paths, would lead out of its cache."""
     from huggingface_hub import get_hf_file_metadata  # noqa: PLC0415
 
     try:
         answer = get_hf_file_metadata(url)
     except absent:
         raise
-    except Exception:  # offline, or faults of a network: the client deals with these, and knows its cache
+    except Exception:  # offline or network errors: the client handles these, and knows its cache
         return
     commit, etag = str(answer.commit_hash), str(answer.etag)
     if not re.fullmatch("[0-9a-f]{40}", commit) or not re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", etag):
-        raise ValueError(f"the hub names commit {commit!r:.80} and hash {etag!r:.80}, expected hexadecimal digits")
+        raise ValueError(f"the hub gave commit {commit!r:.80} and hash {etag!r:.80}, expected hexadecimal digits")
 
 # %% ../../nbs/benchmark/04_hub.ipynb #1cfe1447
 def fetch_manifest(repo_id: str, benchmark: str, commit: str | None, *, force: bool = False) -> Manifest | None:
-    """The manifest that a benchmark was published with; None if the repository has none at this commit.
+    """The published manifest of a benchmark; None if the repository has none at this commit.
 
-    Offline, one that is not in the cache is taken for absent, with a warning.
+    Offline, a manifest that is not in the cache counts as absent, with a warning.
 
     Raises
     ------
@@ -319,31 +324,32 @@ def fetch_manifest(repo_id: str, benchmark: str, commit: str | None, *, force: b
         if not (constants.HF_HUB_OFFLINE and isinstance(error.__cause__, errors.LocalEntryNotFoundError)):
             raise
         warnings.warn(
-            f"{name} of {repo_id} is not in the cache, and HF_HUB_OFFLINE is set: what is loaded is not compared with "
-            "it", stacklevel=2
+            f"{name} of {repo_id} is not in the cache, and HF_HUB_OFFLINE is set: the loaded files are not compared "
+            "with it",
+            stacklevel=2,
         )
         return None
     if file.stat().st_size > _LARGEST_MANIFEST:
         raise ValueError(
-            f"{file} has {file.stat().st_size:,} bytes, expected at most {_LARGEST_MANIFEST:,}: it is no manifest"
+            f"{file} has {file.stat().st_size:,} bytes, expected at most {_LARGEST_MANIFEST:,}: it is not a manifest"
         )
     return Manifest.parse(file.read_bytes(), file)
 
 
-_LARGEST_MANIFEST = 2**24  # five times that of as many models as a zip file may have
+_LARGEST_MANIFEST = 2**24  # five times the size for the most models that a zip file may have
 
 # %% ../../nbs/benchmark/04_hub.ipynb #df494a84
 def check_as_listed(manifest: Manifest, benchmark: str, part: str, hashes: Mapping[str, str]) -> None:
-    """`ValueError` unless the models or tensors of a part are those that the manifest of a repository lists.
+    """`ValueError` unless the models or tensors of a part match the repository's manifest.
 
     Parameters
     ----------
     manifest : Manifest
-        What the repository has beside the files.
+        The repository's manifest.
     benchmark, part : str
         Name of the benchmark, and its folder.
     hashes : mapping of str
-        SHA-256 of all models, or tensors, as they were fetched, by their names in the folder of the benchmark.
+        SHA-256 of all fetched models or tensors, by their names in the benchmark's folder.
     """
     listed = {name: value for name, value in manifest.files.items() if re.fullmatch(rf"{part}/.*\.pt", name)}
     models = part.startswith("models_")
@@ -360,6 +366,6 @@ def check_as_listed(manifest: Manifest, benchmark: str, part: str, hashes: Mappi
 
 
 _NOT_ONE = (
-    "The files of the repository are not those of one build: publish_benchmark, called by their owner, replaces them "
-    "all, and revision= of the setting names an earlier commit"
+    "The files of the repository are not from one build: its owner can replace them all with publish_benchmark, or "
+    "the setting can name an earlier commit with revision="
 )

@@ -19,7 +19,7 @@ __all__ = ['RocCurve', 'MislabelDetection', 'mislabel_detection_auc']
 
 # %% ../../nbs/metric/02_mislabel.ipynb #55b9a4b1
 class RocCurve(NamedTuple):
-    """Rates over all thresholds, from none inspected to all, float64 tensors of the same length."""
+    """Rates over all thresholds, from no sample inspected to all, float64 tensors of the same length."""
 
     fpr: torch.Tensor
     tpr: torch.Tensor
@@ -42,7 +42,7 @@ def mislabel_detection_auc(score: torch.Tensor, ground_truth: torch.Tensor) -> M
         Self-attribution scores of any real dtype and byte order; larger means more suspicious. They are compared in
         their own dtype, without rounding.
     ground_truth : tensor, array or list, shape (num_train,)
-        1 (or True) for mislabelled samples, 0 for the others. From the positions that `flip_label` gives:
+        1 (or True) for mislabelled samples, 0 for the others. From the positions returned by `flip_label`:
         ``torch.zeros(num_train).index_fill(0, torch.tensor(flipped), 1)``.
 
     Returns
@@ -50,15 +50,32 @@ def mislabel_detection_auc(score: torch.Tensor, ground_truth: torch.Tensor) -> M
     MislabelDetection
         ``auc``, a float in [0, 1], ties counting half; and ``curve = (fpr, tpr, thresholds)``, float64 tensors on the
         score's device, as `sklearn.metrics.roc_curve(..., drop_intermediate=False)`: false and true positive rates in
-        [0, 1], and the score down to which samples are inspected, the first one infinite. (Thresholds beyond 2**53 are
-        rounded to float64, after all comparisons.) With only one class, ``auc`` and the rate without samples are nan,
-        with a warning.
+        [0, 1], and the lowest score inspected, infinite for the first. (Thresholds beyond 2**53 are rounded to float64,
+        after all comparisons.) With only one class, ``auc`` and the rate of the absent class are nan, with a warning.
 
     Raises
     ------
     TypeError, ValueError
         If the shapes differ, `ground_truth` is not binary, a score is NaN or infinite, or an argument does not hold
         real numbers (see `as_real_tensor`); names the argument.
+
+    See Also
+    --------
+    mislabel_interval : A confidence interval for the AUC.
+    detection_curve : How much to inspect to find a share of the wrong labels.
+    flip_label : Make wrong labels.
+
+    Examples
+    --------
+    >>> import torch
+    >>> score = torch.tensor([0.1, 0.9, 0.4, 0.4])
+    >>> wrong = torch.tensor([0, 1, 1, 0])
+    >>> result = mislabel_detection_auc(score, wrong)
+    >>> result.auc  # three of four pairs in order, one tied
+    0.875
+    >>> fpr, tpr, thresholds = result.curve
+    >>> tpr
+    tensor([0.0000, 0.5000, 1.0000, 1.0000], dtype=torch.float64)
     """
     with single_thread():
         thresholds, wrong, clean = count_found(score, ground_truth)
@@ -74,7 +91,7 @@ FROM_POSITIONS = "torch.zeros(num_train).index_fill(0, torch.tensor(flipped), 1)
 
 
 def _check(score: Any, ground_truth: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scores in a dtype that can be sorted, equal where they are equal, and labels as booleans, on one device."""
+    """Scores in a sortable dtype, with equal scores kept equal, and labels as booleans, on one device."""
     score, truth = as_real_tensor("score", score), as_real_tensor("ground_truth", ground_truth)
     remedy = f"from positions, such as the second result of flip_label: {FROM_POSITIONS}"
     if score.ndim != 1 or score.shape != truth.shape or len(score) == 0:
@@ -94,14 +111,14 @@ def _check(score: Any, ground_truth: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _check_ends(score: torch.Tensor, *ends: float) -> None:
-    """`ValueError` that names the first NaN or infinity, if one of the ends of the sorted scores is such."""
+    """`ValueError` that names the first NaN or infinity, if either end of the sorted scores is one."""
     if not np.isfinite(ends).all():
         first = int((~torch.isfinite(score)).nonzero()[0])
         raise ValueError(f"score: NaN or infinite at train sample {first}; the order is undefined there")
 
 # %% ../../nbs/metric/02_mislabel.ipynb #8796b012
 def _counts(score: np.ndarray, is_wrong: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Thresholds, the largest first, and how many mislabelled and how many clean samples have at least that score."""
+    """Thresholds in descending order, and the numbers of mislabelled and clean samples with at least that score."""
     count, few_wrong = len(score), 2 * np.count_nonzero(is_wrong) <= len(score)
     ordered = np.sort(score)
     _check_ends(torch.from_numpy(score), ordered[0], ordered[-1])
@@ -116,7 +133,7 @@ def _counts(score: np.ndarray, is_wrong: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def _counts_on_gpu(score: torch.Tensor, is_wrong: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The same on an accelerator, where pairs are sorted fast."""
+    """The same on an accelerator, where sorting pairs is fast."""
     ordered, order = score.sort(descending=True)
     _check_ends(score, float(ordered[0]), float(ordered[-1]))
     changes = torch.ones_like(is_wrong)
@@ -126,12 +143,12 @@ def _counts_on_gpu(score: torch.Tensor, is_wrong: torch.Tensor) -> tuple[torch.T
 
 
 def _from(start: float, values: torch.Tensor) -> torch.Tensor:
-    """Values with one more in front, float64."""
+    """Values with one more prepended, float64."""
     return torch.cat([torch.tensor([start], dtype=torch.float64, device=values.device), values.double()])
 
 # %% ../../nbs/metric/02_mislabel.ipynb #3d63e6f0
 class Found(NamedTuple):
-    """Thresholds, infinity first, and the mislabelled and the clean samples that score at least as much, float64."""
+    """Thresholds from infinity down, and numbers of mislabelled and clean samples with at least that score, float64."""
 
     thresholds: torch.Tensor
     wrong: torch.Tensor
@@ -139,7 +156,7 @@ class Found(NamedTuple):
 
 # %% ../../nbs/metric/02_mislabel.ipynb #ad55b530
 def count_found(score: Any, ground_truth: Any) -> Found:
-    """What has been found down to each threshold, from none inspected to all; arguments as `mislabel_detection_auc`."""
+    """Samples found down to each threshold, from none inspected to all; arguments as for `mislabel_detection_auc`."""
     values, is_wrong = _check(score, ground_truth)
     if values.device.type == "cpu":
         counts = [torch.from_numpy(part.copy()) for part in _counts(values.numpy(), is_wrong.numpy())]

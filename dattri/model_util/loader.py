@@ -29,12 +29,12 @@ def _sampler_indices(dataloader: DataLoader) -> tuple[np.ndarray, bool]:
     """Data-set index of every position, and whether the loader shuffles."""
     sampler = dataloader.sampler
     if dataloader.batch_size is None and dataloader.batch_sampler is not None:
-        raise _no_positions(dataloader.batch_sampler, "a batch sampler decides by itself which samples it gives")
+        raise _no_positions(dataloader.batch_sampler, "a batch sampler chooses its own samples")
     if type(sampler) is SequentialSampler:
         return np.arange(len(sampler)), False
     if type(sampler) is RandomSampler:
         if sampler.replacement or sampler.num_samples != len(sampler.data_source):
-            raise _no_positions(sampler, "it draws other samples in every epoch")
+            raise _no_positions(sampler, "it draws different samples in every epoch")
         return np.arange(len(sampler)), True
     indices = getattr(sampler, "indices", None)
     if indices is None:
@@ -50,21 +50,21 @@ def _sampler_indices(dataloader: DataLoader) -> tuple[np.ndarray, bool]:
 def _no_positions(sampler: object, reason: str) -> TypeError:
     """The error for a sampler whose samples cannot be named."""
     return TypeError(
-        f"dataloader: {type(sampler).__name__} gives samples no fixed position, because {reason}. Expected a map-style "
-        "data set with SequentialSampler, RandomSampler (shuffle=True), SubsetRandomSampler, "
+        f"dataloader: {type(sampler).__name__} does not give samples fixed positions, because {reason}. Expected a "
+        "map-style data set with SequentialSampler, RandomSampler (shuffle=True), SubsetRandomSampler, "
         "dattri.benchmark.utils.SubsetSampler or another sampler with a fixed list `indices`."
     )
 
 # %% ../../nbs/model_util/00_loader.ipynb #6bfcb6cb
 class SharedOrderSampler(Sampler[int]):
-    """Random order of a subset, read off a random order of all positions.
+    """Random order of a subset: a random order of all positions, restricted to it.
 
     Parameters
     ----------
     positions : array of int, shape (subset_size,)
-        The positions in the subset, distinct and below `total`.
+        Positions in the subset, distinct and below `total`.
     total : int
-        The number of positions of the whole loader.
+        Number of positions in the whole loader.
     generator : torch.Generator
         Draws one order of all positions per epoch.
     """
@@ -116,21 +116,21 @@ class LoaderRecipe:
 
     @classmethod
     def of(cls, dataloader: DataLoader, name: str = "dataloader") -> LoaderRecipe:
-        """Read the recipe off a loader; `TypeError` if its samples have no positions, `ValueError` if it has none."""
+        """Recipe of a loader; `TypeError` if its samples have no positions, `ValueError` if it has no samples."""
         if not isinstance(dataloader, DataLoader):
             raise TypeError(f"{name}: expected a torch.utils.data.DataLoader, got {type(dataloader).__name__}")
         if isinstance(dataloader.dataset, torch.utils.data.IterableDataset):
-            raise _no_positions(dataloader.dataset, "an iterable data set cannot be asked for one sample")
+            raise _no_positions(dataloader.dataset, "an iterable data set has no access to single samples")
         sample_indices, shuffle = _sampler_indices(dataloader)
         if len(sample_indices) == 0:
-            raise ValueError(f"{name}: it holds no samples; expected at least one")
+            raise ValueError(f"{name}: it has no samples; expected at least one")
         return cls(dataloader.dataset, sample_indices, shuffle, {key: getattr(dataloader, key) for key in _KEPT})
 
     def __len__(self) -> int:
         return len(self.sample_indices)
 
     def build(self, positions: Sequence[int] | np.ndarray, seed: int | None = None) -> DataLoader:
-        """Loader over the samples at `positions` (ascending); `seed` draws its orders if it shuffles."""
+        """Loader over the samples at `positions` (ascending); `seed` determines its orders if it shuffles."""
         positions = np.asarray(positions, dtype=np.int64)
         self.check_batches(len(positions))
         sampler = SharedOrderSampler(positions, len(self), _generator(seed)) if self.shuffle else None
@@ -138,21 +138,20 @@ class LoaderRecipe:
         return fork_safe(DataLoader(subset, sampler=sampler, generator=_generator(seed), **self.options))
 
     def by_position(self) -> Subset:
-        """The samples as a data set in which index and position are the same."""
+        """The samples as a data set whose indices are the positions."""
         return Subset(self.dataset, self.sample_indices.tolist())
 
     def check_batches(self, num_samples: int) -> None:
-        """`ValueError` if a subset of this size would give no batch at all."""
+        """`ValueError` if a subset of this size gives no batch."""
         if self.options["drop_last"] and num_samples < self.options["batch_size"]:
             raise ValueError(
                 f"dataloader: with drop_last=True and batch_size={self.options['batch_size']} a subset of "
-                f"{num_samples} "
-                "samples gives no batch at all; use drop_last=False, a smaller batch size or a larger subset"
+                f"{num_samples} samples gives no batch; use drop_last=False, a smaller batch size or a larger subset"
             )
 
 # %% ../../nbs/model_util/00_loader.ipynb #f6714f3d
 def fork_safe(dataloader: DataLoader) -> DataLoader:
-    """The loader, made to work in a worker process of joblib, whose own way of starting processes it cannot use."""
+    """The loader, able to start its own workers inside a joblib worker, whose start method does not allow that."""
     inner = multiprocessing.current_process().name != "MainProcess"
     undecided = dataloader.num_workers and dataloader.multiprocessing_context is None
     if inner and undecided and "fork" in multiprocessing.get_all_start_methods():
@@ -161,13 +160,13 @@ def fork_safe(dataloader: DataLoader) -> DataLoader:
 
 
 def _generator(seed: int | None) -> torch.Generator:
-    """A generator of its own for the order of samples, and one for the seeds of worker processes."""
+    """A new generator, for the order of samples or for the seeds of worker processes."""
     generator = torch.Generator()
     return generator if seed is None else generator.manual_seed(seed)
 
 # %% ../../nbs/model_util/00_loader.ipynb #26c9d5ea
 def in_order(dataloader: DataLoader, name: str = "test_dataloader") -> DataLoader:
-    """The loader itself, or, if it shuffles, one like it that gives its samples by ascending position.
+    """The loader itself or, if it shuffles, a copy that yields samples by ascending position.
 
     Parameters
     ----------
@@ -179,7 +178,7 @@ def in_order(dataloader: DataLoader, name: str = "test_dataloader") -> DataLoade
     Returns
     -------
     torch.utils.data.DataLoader
-        Gives the sample at position 0 first.
+        Yields the sample at position 0 first.
     """
     recipe = LoaderRecipe.of(dataloader, name)
     if not recipe.shuffle:

@@ -68,9 +68,15 @@ class NanoGPT(nn.Module):
     Parameters
     ----------
     vocabulary, width, num_heads, num_layers, max_length : int
-        Characters there are; numbers per character; heads and layers; longest block.
+        Number of characters; features per character; heads and layers; longest block.
     dropout : float
-        Share of numbers left out in training.
+        Dropout probability in training.
+
+    Examples
+    --------
+    >>> import torch
+    >>> NanoGPT(num_layers=1)(torch.zeros(2, 8, dtype=torch.int64)).shape
+    torch.Size([2, 8, 65])
     """
 
     def __init__(
@@ -94,7 +100,7 @@ class NanoGPT(nn.Module):
         self.lm_head = nn.Linear(width, vocabulary, bias=False)
         self.transformer["wte"].weight = self.lm_head.weight
         for name, parameter in self.named_parameters():
-            if parameter.ndim == 2:  # what is added once per layer is smaller, so that the sum is not
+            if parameter.ndim == 2:  # smaller terms once per layer keep the sum from growing
                 deeper = (2 * num_layers) ** -0.5 if name.endswith("c_proj.weight") else 1.0
                 nn.init.normal_(parameter, std=0.02 * deeper)
 

@@ -36,7 +36,13 @@ class ResNet9(nn.Module):
     Parameters
     ----------
     num_classes : int
-        Classes to tell apart.
+        Number of classes.
+
+    Examples
+    --------
+    >>> import torch
+    >>> ResNet9(num_classes=2)(torch.zeros(5, 3, 32, 32)).shape
+    torch.Size([5, 2])
     """
 
     def __init__(self, num_classes: int = 2) -> None:
