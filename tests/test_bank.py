@@ -289,7 +289,7 @@ def test_files_of_something_else_are_no_targets(kind, tmp_path):
     torch.save(content, tmp_path / "targets.pt")
     with pytest.raises(ValueError, match=f"targets .*targets.pt.*{message}"):
         Targets.load(tmp_path / "targets.pt")
-    with pytest.raises(FileNotFoundError, match="targets: there is no file"):
+    with pytest.raises(FileNotFoundError, match="targets: file not found"):
         Targets.load(tmp_path / "other.pt")
 
 

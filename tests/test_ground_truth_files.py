@@ -138,7 +138,7 @@ def test_damage_is_seen(tmp_path):
         file.write_bytes(damaged)
         with pytest.raises(ValueError, match=str(file)):
             GroundTruth.load(file)
-    with pytest.raises(FileNotFoundError, match="there is no file"):
+    with pytest.raises(FileNotFoundError, match="file not found"):
         GroundTruth.load(tmp_path)
 
 

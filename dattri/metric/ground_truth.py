@@ -593,5 +593,5 @@ def _content(what: str, path: str | os.PathLike) -> Any:
     """Content of a file written by this module."""
     file = Path(path).expanduser()
     if not file.is_file():
-        raise FileNotFoundError(f"{what}: the file {file} does not exist")
+        raise FileNotFoundError(f"{what}: file not found: {file}")
     return load_checkpoint(file)
