@@ -222,8 +222,12 @@ def leaderboard(
         list[str] | None,
         typer.Option(help="NAME=FILE, a .pt or .npy file of shape (num_train, num_test); may be repeated.")
     ] = None,
-    metric: Annotated[list[str] | None, typer.Option(help="Default: lds and loo; may be repeated.")] = None,
-    baselines: Annotated[bool, typer.Option(help="Random scores and gradient dot products stand beside.")] = True,
+    metric: Annotated[
+        list[str] | None, typer.Option(help="May be repeated. Default: lds and loo; without --scores all.")
+    ] = None,
+    baselines: Annotated[
+        str, typer.Option(help="What stands beside: some (random scores, gradient dot products), all, or none.")
+    ] = "some",
     out: Annotated[Path | None, typer.Option(help="Also write it: a name in .md, .tex, .html, .csv or .json.")] = None,
     download_path: Home = _HOME,
     device: Device = None,
@@ -235,14 +239,22 @@ def leaderboard(
 
     with _one_line_errors():
         methods, setting = _named_files(scores or []), find_setting(model, dataset)
-        metrics = metric or [name for name in setting.metrics if name != "mislabel"]
+        metrics = metric or [name for name in setting.metrics if name != "mislabel" or not methods]
         board = judge_all(
-            methods, setting, metrics=metrics, baselines=baselines, download_path=download_path, device=device,
+            methods, setting, metrics=metrics, baselines=_beside(baselines), download_path=download_path, device=device,
             n_jobs=n_jobs,
         )
         typer.echo(str(board))
         if out is not None:
             board.save(out)
+
+# %% ../nbs/cli.ipynb #34be652f
+def _beside(baselines: str) -> bool | str:
+    """What `evaluate` takes for some, all or none."""
+    known: dict[str, bool | str] = {"some": True, "all": "all", "none": False}
+    if baselines not in known:
+        raise ValueError(f"--baselines: expected some, all or none, got {baselines!r}")
+    return known[baselines]
 
 # %% ../nbs/cli.ipynb #5913e52f
 def _partition(text: str | None) -> tuple[int, int] | None:
