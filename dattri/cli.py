@@ -81,14 +81,15 @@ def demo(
     ] = 1297,
 ) -> None:
     """Judge three attribution methods against retraining on scikit-learn's digits; about a minute, no downloads."""
-    from dattri.demo import draw, run_demo, table  # noqa: PLC0415  (imports torch)
+    from dattri.demo import demo_leaderboard, draw, run_demo  # noqa: PLC0415  (imports torch)
     from dattri.metric.report import save_figure  # noqa: PLC0415
 
     with _one_line_errors():
         results, ground_truth = run_demo(out, num_subsets=num_subsets, num_removed=num_removed, n_jobs=n_jobs)
+        board = demo_leaderboard(out, num_subsets=num_subsets, num_removed=num_removed)
     picture = out / "demo.png"
     save_figure(draw(results, ground_truth), picture)
-    typer.echo(f"\n{table(results)}\n\nPicture: {picture}\nModels:  {out} (run again to resume from them)")
+    typer.echo(f"\n{board}\n\nPicture: {picture}\nModels:  {out} (run again to resume from them)")
 
 # %% ../nbs/cli.ipynb #adac6d11
 Model = Annotated[str, typer.Option(help="Model of the setting; see `dattri list`.")]

@@ -139,16 +139,17 @@ class Leaderboard:
         rows = [row for row in self.rows if row.metric == metric and not math.isnan(row.value)]
         ax = axes_or_new(ax, (6, 0.8 + 0.4 * len(rows)))
         for place, row in enumerate(reversed(rows)):
-            ends = [[abs(row.value - row.low)], [abs(row.high - row.value)]]
-            known = None if math.isnan(row.low) else ends
-            ax.errorbar(row.value, place, xerr=known, fmt="k" + MARKERS[not row.is_best], capsize=3)
+            if not math.isnan(row.low):  # corrected for bias, so that it may lie beside the value
+                middle, half = (row.low + row.high) / 2, (row.high - row.low) / 2
+                ax.errorbar(middle, place, xerr=half, fmt="none", ecolor="k", capsize=3)
+            ax.plot(row.value, place, "k" + MARKERS[not row.is_best])
         for ceiling in {row.ceiling for row in rows if not math.isnan(row.ceiling)}:
             ax.axvline(ceiling, color="0.4", linestyle="--")
             above = {"transform": ax.get_xaxis_transform(), "ha": "center", "size": "small"}
             ax.text(ceiling, 1.02, f"ceiling {ceiling:.2f}", **above)
         ax.axvline(0.5 if metric == "mislabel" else 0, color="0.7", linewidth=1)
         ax.set_yticks(range(len(rows)), [row.method for row in reversed(rows)])
-        ax.margins(y=0.2)
+        ax.set_ylim(-0.7, len(rows) - 0.3)
         ax.set(xlabel=f"{_TITLES[metric]}, 95% interval")
         ax.set_title(self.benchmark, pad=16)  # above the word for the ceiling
         return ax
