@@ -504,7 +504,7 @@ def _represented(model: nn.Module, dataset: Any, layer: str | None) -> Iterator[
     hooks = [part.register_forward_pre_hook(lambda _, args: given.append(args[0])) for part in _layers(model, layer)]
     device = next((part.device for part in model.parameters()), torch.device("cpu"))
     try:
-        for inputs, _ in DataLoader(dataset, batch_size=256):
+        for inputs, _ in DataLoader(dataset, batch_size=256, generator=torch.Generator()):
             given.clear()
             with torch.no_grad():
                 model(inputs.to(device))

@@ -67,7 +67,8 @@ class FlatModel:
 
     def batches(self, dataset: Any, size: int = _BATCH) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Inputs and labels of a data set, in order."""
-        for inputs, labels in DataLoader(dataset, batch_size=size):
+        own = torch.Generator()  # a loader draws a seed, from the generator of everybody if it is given none
+        for inputs, labels in DataLoader(dataset, batch_size=size, generator=own):
             yield inputs.to(self.vector.device), labels.to(self.vector.device)
 
 # %% ../../nbs/benchmark/18_gradients.ipynb #b5d58859
@@ -124,7 +125,7 @@ def _same(block: torch.Tensor) -> torch.Tensor:
 def curvature_products(flat: FlatModel, dataset: Any, kind: str) -> Map:
     """Products of the Gauss-Newton matrix or the Hessian of the mean loss with vectors, one per row."""
     one = _gauss_newton if kind == "gauss-newton" else _hessian
-    size = min(_BATCH, flat.rows(4))
+    size = min(_BATCH, max(16, flat.rows(4)))
 
     def times(vectors: torch.Tensor) -> torch.Tensor:
         total = torch.zeros_like(vectors)
