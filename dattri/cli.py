@@ -81,14 +81,15 @@ def demo(
     ] = 1297,
 ) -> None:
     """Judge three attribution methods against retraining on scikit-learn's digits; about a minute, no downloads."""
-    from dattri.demo import draw, run_demo, table  # noqa: PLC0415  (imports torch)
+    from dattri.demo import demo_leaderboard, draw, run_demo  # noqa: PLC0415  (imports torch)
     from dattri.metric.report import save_figure  # noqa: PLC0415
 
     with _one_line_errors():
         results, ground_truth = run_demo(out, num_subsets=num_subsets, num_removed=num_removed, n_jobs=n_jobs)
+        board = demo_leaderboard(out, num_subsets=num_subsets, num_removed=num_removed)
     picture = out / "demo.png"
     save_figure(draw(results, ground_truth), picture)
-    typer.echo(f"\n{table(results)}\n\nPicture: {picture}\nModels:  {out} (run again to resume from them)")
+    typer.echo(f"\n{board}\n\nPicture: {picture}\nModels:  {out} (run again to resume from them)")
 
 # %% ../nbs/cli.ipynb #adac6d11
 Model = Annotated[str, typer.Option(help="Model of the setting; see `dattri list`.")]
@@ -222,8 +223,12 @@ def leaderboard(
         list[str] | None,
         typer.Option(help="NAME=FILE, a .pt or .npy file of shape (num_train, num_test); may be repeated.")
     ] = None,
-    metric: Annotated[list[str] | None, typer.Option(help="Default: lds and loo; may be repeated.")] = None,
-    baselines: Annotated[bool, typer.Option(help="Random scores and gradient dot products stand beside.")] = True,
+    metric: Annotated[
+        list[str] | None, typer.Option(help="May be repeated. Default: lds and loo; without --scores all.")
+    ] = None,
+    baselines: Annotated[
+        str, typer.Option(help="What stands beside: some (random scores, gradient dot products), all, or none.")
+    ] = "some",
     out: Annotated[Path | None, typer.Option(help="Also write it: a name in .md, .tex, .html, .csv or .json.")] = None,
     download_path: Home = _HOME,
     device: Device = None,
@@ -235,14 +240,22 @@ def leaderboard(
 
     with _one_line_errors():
         methods, setting = _named_files(scores or []), find_setting(model, dataset)
-        metrics = metric or [name for name in setting.metrics if name != "mislabel"]
+        metrics = metric or [name for name in setting.metrics if name != "mislabel" or not methods]
         board = judge_all(
-            methods, setting, metrics=metrics, baselines=baselines, download_path=download_path, device=device,
+            methods, setting, metrics=metrics, baselines=_beside(baselines), download_path=download_path, device=device,
             n_jobs=n_jobs,
         )
         typer.echo(str(board))
         if out is not None:
             board.save(out)
+
+# %% ../nbs/cli.ipynb #34be652f
+def _beside(baselines: str) -> bool | str:
+    """What `evaluate` takes for some, all or none."""
+    known: dict[str, bool | str] = {"some": True, "all": "all", "none": False}
+    if baselines not in known:
+        raise ValueError(f"--baselines: expected some, all or none, got {baselines!r}")
+    return known[baselines]
 
 # %% ../nbs/cli.ipynb #5913e52f
 def _partition(text: str | None) -> tuple[int, int] | None:

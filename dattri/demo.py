@@ -15,8 +15,9 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from .benchmark.baselines import gradient_dot, influence_function
+from .benchmark.leaderboard import Leaderboard, evaluate
 from .benchmark.load import load_setting
-from .benchmark.settings import find_setting
+from .benchmark.settings import Setting, find_setting
 from .metric import ConfidenceInterval, lds, lds_interval, loo_corr, mislabel_detection_auc
 from .metric.display import LINES
 from .model_util.checkpoint import load_checkpoint
@@ -59,7 +60,7 @@ def run_demo(
     ground_truth : GroundTruth
         Targets and indices of the random halves.
     """
-    setting = replace(find_setting("lr", "digits"), num_subsets=num_subsets, num_removed=num_removed)
+    setting = _setting(num_subsets, num_removed)
     attributes, truth = {}, {}
     for metric in setting.metrics:
         attributes[metric], truth[metric] = load_setting(setting, metric, path, n_jobs=n_jobs)
@@ -72,6 +73,11 @@ def run_demo(
             lds_interval(score, truth["lds"]), loo, auc, lds(score, truth["lds"]).correlation, score, roc
         )
     return results, truth["lds"]
+
+
+def _setting(num_subsets: int, num_removed: int) -> Setting:
+    """The setting of the demo."""
+    return replace(find_setting("lr", "digits"), num_subsets=num_subsets, num_removed=num_removed)
 
 
 def _scores(attributes: dict[str, Any]) -> dict[str, Scores]:
@@ -96,14 +102,18 @@ def attribute(model: nn.Module, train: TensorDataset, test: TensorDataset) -> di
     random = Scores(torch.randn(shape, generator=generator), torch.randn(shape[0], generator=generator))
     return {**scores, "random": random}
 
-# %% ../nbs/demo.ipynb #9ea51198
-def table(results: dict[str, DemoResult]) -> str:
-    """The results as a table of text."""
-    rows = [f"{'method':<22}{'LDS (95% interval)':<24}{'LOO correlation':<17}mislabel AUC"]
-    for name, result in results.items():
-        interval = f"{result.lds.mean:5.2f}  [{result.lds.low:5.2f}, {result.lds.high:5.2f}]"
-        rows.append(f"{name:<22}{interval:<24}{result.loo:<17.2f}{result.auc:.2f}")
-    return "\n".join(rows)
+# %% ../nbs/demo.ipynb #2945fc41
+def demo_leaderboard(path: str | Path, *, num_subsets: int = 100, num_removed: int = 1297) -> Leaderboard:
+    """The three methods with intervals, ceiling and paired differences, from the models that `run_demo` trained."""
+    return evaluate({"influence function": _influence}, _setting(num_subsets, num_removed), download_path=path)
+
+
+def _influence(attributes: dict[str, Any], metric: str) -> torch.Tensor:
+    """Influence of the first of the models that were trained on everything."""
+    model = attributes["model"]
+    model.load_state_dict(load_checkpoint(Path(attributes["models_full"][0])))
+    tests = None if metric == "mislabel" else attributes["test_dataset"]
+    return influence_function(model, attributes["train_dataset"], tests)
 
 # %% ../nbs/demo.ipynb #fbc59612
 def _draw_lds(axis: Any, results: dict[str, DemoResult]) -> None:

@@ -29,7 +29,7 @@ from dattri.demo import attribute
 from dattri.metric import lds_interval
 from dattri.metric.ceiling import ceiling_share, lds_ceiling, plan_lds
 from dattri.metric.ground_truth import GroundTruth
-from dattri.metric.uncertainty import compare_lds, loo_interval, mislabel_interval
+from dattri.metric.uncertainty import compare_lds, compare_loo, compare_mislabel, loo_interval, mislabel_interval
 from dattri.model_util.ensemble import EnsembleTrainer
 from dattri.model_util.retrain import retrain_lds
 from dattri.model_util.retrain_dir import RetrainDir
@@ -95,6 +95,23 @@ def draw_loo(generator, num_models, num_tests, z, share):
     return torch.from_numpy(score), (torch.from_numpy(values), torch.arange(num_models))
 
 
+def draw_loo_pair(generator, num_models, num_tests, z, share, parts):
+    """Two methods that see these parts of what can be seen of the changes of targets."""
+    pearson = np.tanh(z + SPREAD * generator.standard_normal(num_tests) * (share < 1))
+    common, noise, *own = (shared_normal(generator, num_models, num_tests, share) for _ in range(4))
+    values = pearson * common + (1 - pearson**2) ** 0.5 * noise
+    a, b = (part * common + (1 - part**2) ** 0.5 * rest for part, rest in zip(parts, own, strict=True))
+    return torch.from_numpy(a), torch.from_numpy(b), (torch.from_numpy(values), torch.arange(num_models))
+
+
+def draw_label_pair(generator, num_wrong, num_clean, shifts, alike, levels):
+    """Scores of two methods whose normal parts are correlated; with levels, many are equal."""
+    is_wrong = np.arange(num_wrong + num_clean) < num_wrong
+    first, other = generator.standard_normal((2, len(is_wrong)))
+    both = first + shifts[0] * is_wrong, alike * first + (1 - alike**2) ** 0.5 * other + shifts[1] * is_wrong
+    return *(np.round(score * levels) if levels else score for score in both), is_wrong
+
+
 def draw_labels(generator, num_wrong, num_clean, shift, levels):
     """Scores of mislabelled and clean samples; with levels, they are rounded and many are equal."""
     is_wrong = np.arange(num_wrong + num_clean) < num_wrong
@@ -152,6 +169,19 @@ def cells():
         value = true_auc(shift, levels)
         setting = f"{num_wrong} wrong, {num_clean} clean, AUC {value:.2f}{', ties' * bool(levels)}"
         yield [(mislabel_interval, 2)], setting, 2, draw, [value]
+    for (name, share), num_models, num_tests, value in product(SHARES.items(), (20, 100), (5, 50), (0.0, 0.3, 0.9)):
+        for parts in ((0.9, 0.9), (0.9, 0.6)):
+            z = level(lambda pearson: parts[0] * pearson, 0.9 * value, share)  # noqa: B023
+            truth = [expected(lambda pearson: part * pearson, z, share) for part in parts]  # noqa: B023
+            draw = partial(draw_loo_pair, num_models=num_models, num_tests=num_tests, z=z, share=share, parts=parts)
+            setting = f"{name}, {num_models} x {num_tests}, {truth[0]:.2f} and {truth[1]:.2f}"
+            yield [(compare_loo, 3)], setting, 1, draw, [truth[0] - truth[1]]
+    pairs = ((0, 0), (1.8, 1.8), (1.8, 0.75), (2.5, 1.8))
+    for num_wrong, num_clean, shifts, alike, levels in product((5, 20, 100), (50, 500), pairs, (0, 0.6, 0.95), (0, 2)):
+        options = {"num_wrong": num_wrong, "num_clean": num_clean, "shifts": shifts, "alike": alike, "levels": levels}
+        values = [true_auc(shift, levels) for shift in shifts]
+        setting = f"{num_wrong} wrong, {num_clean} clean, AUC {values[0]:.2f} and {values[1]:.2f}, alike {alike}"
+        yield [(compare_mislabel, 3)], setting, 2, partial(draw_label_pair, **options), [values[0] - values[1]]
     for (name, share), num_runs, num_subsets, num_tests, single in product(
         SHARES.items(), RUNS, (20, 100), TESTS, RELIABILITIES
     ):

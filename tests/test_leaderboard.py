@@ -11,9 +11,12 @@ import torch
 from benchmark_helpers import SMALL
 from typer.testing import CliRunner
 
-from dattri import Predictions, compare_lds, evaluate, lds, lds_ceiling, register_setting
+from dattri import Predictions, compare_lds, evaluate, find_setting, lds, lds_ceiling, register_setting
+from dattri.benchmark import beside
+from dattri.benchmark.baselines import trak
 from dattri.benchmark.load import load_setting
 from dattri.cli import app
+from dattri.metric.uncertainty import compare_loo
 
 pytestmark = pytest.mark.usefixtures("one_thread", "registry")
 SETTING = replace(SMALL, repo_id=None, num_subsets=12, num_runs=3)
@@ -97,10 +100,119 @@ def test_what_fails_has_a_row_and_the_others_are_kept(home, tmp_path):
     assert all(math.isnan(rows[name].value) for name in methods if name != "good")
 
 
-@pytest.mark.parametrize(("scores", "message"), [({"random": matrix()}, "name of a baseline"), ([matrix()], "dict")])
-def test_methods_have_names(scores, message, home):
+@pytest.mark.parametrize(
+    ("scores", "baselines", "message"),
+    [({"random": matrix()}, True, "name of a baseline"), ([matrix()], True, "dict"), ({"": matrix()}, True, "dict"),
+     ({"TRAK": matrix()}, "all", "'TRAK' is the name of a baseline"),
+     ({}, "some", 'baselines: expected True, False or "all", got')],
+)  # fmt: skip
+def test_methods_have_names(scores, baselines, message, home):
     with pytest.raises((TypeError, ValueError), match=message):
-        evaluate(scores, SETTING, download_path=home)
+        evaluate(scores, SETTING, baselines=baselines, download_path=home)
+
+
+def test_names_of_baselines_are_free_where_they_do_not_stand(home):
+    board = evaluate({"TRAK": matrix(), "random": matrix()}, SETTING, baselines=False, download_path=home)
+    assert {row.method for row in board.rows} == {"TRAK", "random"}
+
+
+def test_a_metric_without_ground_truth(home):
+    with pytest.raises(ValueError, match="metric: points_lr has no ground truth for 'mislabel'"):
+        evaluate({}, SETTING, metrics=["mislabel"], download_path=home)
+
+
+def test_all_baselines_stand_beside(home):
+    board = evaluate({"mine": matrix()}, SETTING, baselines="all", download_path=home)
+    for metric, left_out in (("lds", {"BM25"}), ("loo", {"BM25", "linear datamodel"})):
+        rows = rows_of(board, metric)
+        assert set(rows) == {"mine", *beside.BASELINES} - left_out
+        assert [rows[name].num_checkpoints for name in ("TRAK", "TRAK, one model", "TracIn", "random", "mine")] == [
+            3, 1, 3, None, None
+        ]  # fmt: skip
+        assert not any(row.error for row in rows.values())
+        assert {row.method for row in board.rows if row.metric == metric and row.is_best}
+    assert "checkpoints" in repr(board) and json.loads(_json(board))["rows"][0]["num_checkpoints"] in (None, 1, 3)
+
+
+def _json(board):
+    from dattri.benchmark.leaderboard import _as_json  # noqa: PLC0415
+
+    return _as_json(board)
+
+
+def test_differences_are_those_of_paired_comparisons(home):
+    _, truth = load_setting(SETTING, "loo", home)
+    board = evaluate({"a": matrix(0), "b": matrix(1)}, SETTING, metrics=["loo"], baselines=False, download_path=home)
+    best, other = (matrix({"a": 0, "b": 1}[row.method]) for row in board.rows)
+    assert board.rows[1][7:10] == pytest.approx(compare_loo(best, other, truth)[:3], nan_ok=True)
+
+
+def test_what_takes_too_long_is_not_begun(home, monkeypatch):
+    monkeypatch.setitem(beside._MOST_WORK, "cpu", 10)
+    rows = rows_of(evaluate({"mine": matrix()}, SETTING, baselines="all", download_path=home))
+    for name in ("influence function", "TRAK", "TracIn", "gradient dot product"):
+        assert "it would compute about" in rows[name].error and "device='cuda'" in rows[name].error
+    assert not rows["random"].error and not rows["mine"].error
+
+
+def test_text_is_judged_by_its_words():
+    tokens, labels = torch.randint(9, (12, 6), generator=torch.Generator().manual_seed(0)), torch.zeros(12)
+    data = torch.utils.data.TensorDataset(tokens, labels)
+    given = beside.Given(torch.nn.Linear(6, 2), data, data, torch.nn.functional.cross_entropy, [], "lds", None)
+    assert "BM25" in {name for name in ("BM25",) if beside.BASELINES[name].when(given)}
+    scores = beside.BASELINES["BM25"].function(given, [])
+    assert scores.shape == (12, 12) and scores.argmax(0).tolist() == list(range(12))
+    assert not beside.BASELINES["BM25"].when(given._replace(test=None))
+    assert not beside.BASELINES["BM25"].when(given._replace(train=[(torch.zeros(6), 0)]))
+
+
+@pytest.fixture(scope="module")
+def digits_board(tmp_path_factory):
+    """All baselines on logistic regression of digits, with fewer models left out."""
+    setting = replace(find_setting("lr", "digits"), num_removed=40)
+    folder = tmp_path_factory.mktemp("digits")
+    return evaluate({}, setting, baselines="all", download_path=folder), load_setting(setting, "lds", folder)
+
+
+def test_what_holds_on_digits(digits_board):
+    board, _ = digits_board
+    lds_rows, loo_rows = rows_of(board, "lds"), rows_of(board, "loo")
+    assert lds_rows["influence function"].value >= 0.85 and loo_rows["influence function"].value >= 0.88
+    assert lds_rows["TRAK"].low > lds_rows["TRAK, one model"].high
+    for row in board.rows:
+        assert not row.error, row
+        if row.metric == "lds":
+            assert row.value <= row.ceiling + (row.high - row.low) / 2, row
+        if row.method == "random":
+            assert row.low <= (0.5 if row.metric == "mislabel" else 0) <= row.high, row
+    best = [row for row in board.rows if row.metric == "lds" and row.is_best]
+    assert [row.method for row in best] == ["influence function"]
+    for row in rows_of(board, "mislabel").values():
+        assert row.difference_low <= row.difference <= row.difference_high, row
+
+
+def test_trak_grows_with_checkpoints(digits_board):
+    _, (attributes, truth) = digits_board
+    reached = []
+    for count in (1, 3, 10):
+        scores = trak(
+            attributes["model"], attributes["models_full"][:count], attributes["train_dataset"],
+            attributes["test_dataset"],
+        )  # fmt: skip
+        reached.append(float(lds(scores, truth).correlation.double().mean()))
+    assert reached[0] + 0.05 < reached[1] and reached[1] + 0.05 < reached[2], reached
+
+
+def test_the_ceiling_is_named_where_nothing_else_is(digits_board):
+    ax = digits_board[0].plot()
+    (text,) = [text for text in ax.texts if "ceiling" in text.get_text()]
+    box, axes = text.get_window_extent(), ax.get_window_extent()
+    assert box.y0 >= axes.y1 and not box.overlaps(ax.title.get_window_extent()) and ax.get_legend() is None
+
+
+def test_mislabel_differences(digits_board):
+    rows = list(rows_of(digits_board[0], "mislabel").values())
+    assert rows[0].is_best and rows[0].difference == 0 and rows[-1].difference_low > 0.3
 
 
 def test_tables_are_written(home, tmp_path):
@@ -115,6 +227,15 @@ def test_tables_are_written(home, tmp_path):
         lines = list(csv.DictReader(file))
     assert [row["method"] for row in written] == [line["method"] for line in lines] == [r.method for r in board.rows]
     assert [row["value"] for row in written if row["method"] == "<b>"] == [None, None]
+
+
+def test_the_command_with_all_baselines(home):
+    register_setting(SETTING)
+    options = ["leaderboard", "--model", "lr", "--dataset", "points", "--download-path", str(home), "--baselines"]
+    run = CliRunner().invoke(app, [*options, "all"])
+    assert run.exit_code == 0 and "TRAK, one model" in run.output and "mean LOO correlation" in run.output
+    run = CliRunner().invoke(app, [*options, "every"])
+    assert run.exit_code == 1 and "--baselines: expected some, all or none, got 'every'" in run.output
 
 
 def test_the_command(home, tmp_path):

@@ -10,7 +10,14 @@ import torch
 
 from dattri.metric import GroundTruth, lds, lds_interval, loo_corr, mislabel_detection_auc
 from dattri.metric.ceiling import RetrainingPlan, ceiling_share, lds_ceiling, plan_lds
-from dattri.metric.uncertainty import Comparison, compare_lds, loo_interval, mislabel_interval
+from dattri.metric.uncertainty import (
+    Comparison,
+    compare_lds,
+    compare_loo,
+    compare_mislabel,
+    loo_interval,
+    mislabel_interval,
+)
 
 
 def normal(seed, *shape):
@@ -413,3 +420,70 @@ def test_plan_options_are_checked(options, message):
 def test_share_needs_subsets():
     with pytest.raises(TypeError, match=r"expected an object with .values and .indices.*got Tensor"):
         ceiling_share(torch.ones(10, 3), _RUNS)
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("levels", LEVELS)
+def test_loo_comparison_is_a_loop_of_scipy(sizes, levels):
+    x, y, z = (np.round(part * levels) if levels else part for part in normal(sum(sizes) + 1, 3, *sizes))
+    found = compare_loo(torch.tensor(x), torch.tensor(z), (torch.tensor(y), torch.arange(len(x))), confidence=0.9)
+    (a, plain_a), (b, plain_b) = (correlations(scipy.stats.pearsonr, part, y) for part in (x, z))
+    known = np.isfinite(a).all(1) & np.isfinite(b).all(1)
+    mean, error, degrees = crossed((a - b)[known])
+    width = scipy.stats.t.ppf(0.95, degrees) * error
+    expected = [(plain_a - plain_b)[known].mean(), max(mean - width, -2), min(mean + width, 2)]
+    np.testing.assert_allclose(found[:3], expected, atol=1e-7)
+
+
+def test_loo_comparison_of_few_models_or_wrong_scores():
+    x, y = torch.randn(2, 6, 3, generator=torch.Generator().manual_seed(0))
+    few = compare_loo(x, y, (y[:3], torch.arange(3)))
+    assert abs(few.difference) <= 2 and np.isnan(few[1:]).all()
+    for wrong, message in (((x[:, :2], y), "^a: "), ((x, y * math.nan), "^b: ")):
+        with pytest.raises(ValueError, match=message):
+            compare_loo(*wrong, (y, torch.arange(6)))
+    blocks = compare_loo(iter(x.split(2, dim=1)), y, (y.flip(0), torch.arange(6)))
+    np.testing.assert_allclose(blocks, compare_loo(x, y, (y.flip(0), torch.arange(6))), atol=1e-12)
+
+
+def placements(score, is_wrong):
+    """Pair by pair: for each wrong sample the share of clean ones below, for each clean one of wrong ones above."""
+    pairs = (np.sign(score[is_wrong][:, None] - score[~is_wrong]) + 1) / 2
+    return pairs.mean(1), pairs.mean(0)
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+@pytest.mark.parametrize("counts", [(4, 9), (30, 70), (50, 12)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.int64])
+def test_comparison_of_aucs_pair_by_pair(counts, levels, dtype):
+    is_wrong = np.arange(sum(counts)) < counts[0]
+    a, b = normal(sum(counts), 2, sum(counts)) + is_wrong
+    a, b = (torch.tensor(np.round(part * levels) if levels else part * 100).to(dtype) for part in (a, b))
+    found = compare_mislabel(a, b, torch.tensor(is_wrong))
+    (v_a, w_a), (v_b, w_b) = (placements(part.numpy().astype(float), is_wrong) for part in (a, b))
+    fewer = min(counts)
+    v, w = ((fewer * part.mean() + 0.5) / (fewer + 1) for part in (v_a, v_b))
+    alike = max(min(np.corrcoef(v_a, v_b)[0, 1], np.corrcoef(w_a, w_b)[0, 1]), 0)
+    added = 0.5 * (v * (1 - v) + w * (1 - w) - 2 * alike * np.sqrt(v * (1 - v) * w * (1 - w)))
+    parts = [((v_a - v_b).var() * counts[0] + added) / (counts[0] - 0.5) / counts[0],
+             ((w_a - w_b).var() * counts[1] + added) / (counts[1] - 0.5) / counts[1]]  # fmt: skip
+    degrees = sum(parts) ** 2 / sum(part**2 / (count - 1) for part, count in zip(parts, counts, strict=True))
+    width = scipy.stats.t.ppf(0.975, degrees) * np.sqrt(sum(parts))
+    difference = v_a.mean() - v_b.mean()
+    expected = [difference, max(difference - width, -1), min(difference + width, 1)]
+    np.testing.assert_allclose(found[:3], expected, atol=1e-9)
+    auc = [mislabel_detection_auc(part, torch.tensor(is_wrong)).auc for part in (a, b)]
+    assert math.isclose(found.difference, auc[0] - auc[1], abs_tol=1e-12)
+
+
+def test_comparison_of_aucs_at_the_edges():
+    score = torch.tensor([3.0, 1.0, 2.0, 5.0])
+    assert compare_mislabel(score, 2 * score, [1, 0, 0, 1]) == Comparison(0, 0, 0, 1)
+    single = compare_mislabel(score, -score, [0, 0, 0, 1])
+    assert single.difference == 1 and np.isnan(single[1:]).all()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert np.isnan(compare_mislabel(score, score, [0, 0, 0, 0])).all()
+    for wrong, message in (((score[:3], score), "a and ground_truth|^a"), ((score, score * math.nan), "^b: NaN")):
+        with pytest.raises(ValueError, match=message):
+            compare_mislabel(*wrong, [1, 0, 0, 1])

@@ -18,16 +18,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils.data import Subset
 
-from .baselines import gradient_dot
+from .beside import BASELINES, SIMPLE, Baseline, Given
 from .load import load_setting
 from .settings import Setting, find_setting
 from ..metric import compare_lds, lds_ceiling, lds_interval, loo_interval, mislabel_interval
+from ..metric.uncertainty import compare_loo, compare_mislabel
 from ..metric.correlation import Predictions
 from ..metric.display import MARKERS, as_html, as_text, axes_or_new
 from ..metric.files import read_scores
-from ..model_util.checkpoint import atomic_write, load_checkpoint
+from ..model_util.checkpoint import atomic_write
 
 # %% auto #0
 __all__ = ['LeaderboardRow', 'Leaderboard', 'evaluate']
@@ -45,11 +45,13 @@ class LeaderboardRow(NamedTuple):
     ceiling, share : float
         The LDS that perfect scores could expect, where the benchmark has several runs, and the value over it.
     difference, difference_low, difference_high : float
-        Best method minus this one, paired, and its interval; for the LDS.
+        Best method minus this one, paired, and its interval.
     is_best : bool
         Whether this is the best method, or one that the paired difference does not tell from it.
     seconds : float
         Time that a function took.
+    num_checkpoints : int, optional
+        Models that a baseline looked at.
     error : str
         Why there is no value.
     """
@@ -66,6 +68,7 @@ class LeaderboardRow(NamedTuple):
     difference_high: float = math.nan
     is_best: bool = False
     seconds: float = math.nan
+    num_checkpoints: int | None = None
     error: str = ""
 
 # %% ../../nbs/benchmark/17_leaderboard.ipynb #4335fbfd
@@ -88,8 +91,7 @@ class Leaderboard:
         """Cells of a table for each metric."""
         tables: dict[str, list[list[str]]] = {}
         for row in self.rows:
-            head = [_TITLES[row.metric], "value", "95% interval", "of ceiling", "behind the best", "seconds"]
-            tables.setdefault(row.metric, [head]).append(_cells(row))
+            tables.setdefault(row.metric, [[_TITLES[row.metric], *_HEAD]]).append(_cells(row))
         return {metric: _without_empty(cells) for metric, cells in tables.items()}
 
     def _notes(self, metric: str) -> list[str]:
@@ -137,31 +139,35 @@ class Leaderboard:
         rows = [row for row in self.rows if row.metric == metric and not math.isnan(row.value)]
         ax = axes_or_new(ax, (6, 0.8 + 0.4 * len(rows)))
         for place, row in enumerate(reversed(rows)):
-            ends = [[abs(row.value - row.low)], [abs(row.high - row.value)]]
-            known = None if math.isnan(row.low) else ends
-            ax.errorbar(row.value, place, xerr=known, fmt="k" + MARKERS[not row.is_best], capsize=3)
-        ceilings = [row.ceiling for row in rows if not math.isnan(row.ceiling)]
-        if ceilings:
-            ax.axvline(ceilings[0], color="0.4", linestyle="--", label=f"ceiling {ceilings[0]:.2f}")
-            ax.legend(frameon=False, loc="lower right")
+            if not math.isnan(row.low):  # corrected for bias, so that it may lie beside the value
+                middle, half = (row.low + row.high) / 2, (row.high - row.low) / 2
+                ax.errorbar(middle, place, xerr=half, fmt="none", ecolor="k", capsize=3)
+            ax.plot(row.value, place, "k" + MARKERS[not row.is_best])
+        for ceiling in {row.ceiling for row in rows if not math.isnan(row.ceiling)}:
+            ax.axvline(ceiling, color="0.4", linestyle="--")
+            above = {"transform": ax.get_xaxis_transform(), "ha": "center", "size": "small"}
+            ax.text(ceiling, 1.02, f"ceiling {ceiling:.2f}", **above)
         ax.axvline(0.5 if metric == "mislabel" else 0, color="0.7", linewidth=1)
         ax.set_yticks(range(len(rows)), [row.method for row in reversed(rows)])
-        ax.margins(y=0.2)
-        ax.set(xlabel=f"{_TITLES[metric]}, 95% interval", title=self.benchmark)
+        ax.set_ylim(-0.7, len(rows) - 0.3)
+        ax.set(xlabel=f"{_TITLES[metric]}, 95% interval")
+        ax.set_title(self.benchmark, pad=16)  # above the word for the ceiling
         return ax
 
 
+_HEAD = ("value", "95% interval", "of ceiling", "behind the best", "checkpoints", "seconds")
 _TITLES = {"lds": "mean LDS", "loo": "mean LOO correlation", "mislabel": "AUC of finding wrong labels"}
 
 
 def _cells(row: LeaderboardRow) -> list[str]:
     """A row as text."""
     if row.error:
-        return [row.method, "none", "", "", "", ""]
+        return [row.method, "none", *[""] * (len(_HEAD) - 1)]
     behind = f"{row.difference:.3f} [{row.difference_low:.3f}, {row.difference_high:.3f}]" if row.difference else "best"
     return [
         row.method + " *" * row.is_best, f"{row.value:.3f}", f"[{row.low:.3f}, {row.high:.3f}]",
         "" if math.isnan(row.share) else f"{row.share:.0%}", "" if math.isnan(row.difference) else behind,
+        "" if row.num_checkpoints is None else str(row.num_checkpoints),
         "" if math.isnan(row.seconds) else f"{row.seconds:.1f}",
     ]
 
@@ -219,7 +225,7 @@ def evaluate(
     benchmark: Setting | tuple[str, str],
     *,
     metrics: Sequence[str] | None = None,
-    baselines: bool = True,
+    baselines: bool | str = True,
     download_path: str | os.PathLike = "~/.dattri",
     device: torch.device | str | None = None,
     n_jobs: int | None = None,
@@ -237,8 +243,11 @@ def evaluate(
         The benchmark, or the names of its model and data set.
     metrics : sequence of str, optional
         Of "lds", "loo" and "mislabel". Default: all that the benchmark has.
-    baselines : bool
-        Whether random scores, and for models that are small enough the gradient dot product, stand beside.
+    baselines : bool or "all"
+        Whether random scores and the gradient dot product stand beside; or all baselines that apply: gradient cosine,
+        TracIn, influence function, TRAK, representation similarity, BM25 of sequences of tokens, and for the LDS the
+        linear datamodel, out of fold. TracIn and TRAK use all models that were trained on everything, "TRAK, one
+        model" and the others the first of them. The influence function has its default damping, and is not tuned.
     download_path, device, n_jobs
         As for `load_benchmark`.
 
@@ -251,16 +260,18 @@ def evaluate(
     Raises
     ------
     TypeError, ValueError
-        If `scores` is no dict of methods, a name is that of a baseline, or there is no such benchmark or metric.
+        If `scores` is no dict of methods, a name is that of a baseline, `baselines` is neither a bool nor "all", or
+        there is no such benchmark or metric.
     """
     setting = benchmark if isinstance(benchmark, Setting) else find_setting(*benchmark)
-    methods = _methods(scores, baselines)
+    beside = _checked(scores, baselines)
     rows: list[LeaderboardRow] = []
     runs: dict[tuple[str, bool], _Scored] = {}
     for metric in setting.metrics if metrics is None else metrics:
         attributes, truth = load_setting(setting, metric, download_path, device=device, n_jobs=n_jobs)
+        applying = Given.of(attributes, metric, truth).applying(beside) if beside else {}
         found = {}
-        for name, entry in methods.items():
+        for name, entry in {**scores, **applying}.items():
             key = (name, metric == "mislabel")
             if key not in runs or isinstance(entry, Mapping):
                 runs[key] = _scored(entry, attributes, metric)
@@ -269,14 +280,16 @@ def evaluate(
     return Leaderboard(tuple(rows), f"{setting.model} on {setting.dataset}")
 
 
-def _methods(scores: Mapping[str, Any], baselines: bool) -> dict[str, Any]:
-    """The methods, with those that stand beside them."""
+def _checked(scores: Mapping[str, Any], baselines: bool | str) -> dict[str, Baseline]:
+    """The baselines that were asked for; an error if methods have no names of their own."""
     if not isinstance(scores, Mapping) or not all(isinstance(name, str) and name for name in scores):
         raise TypeError(f"scores: expected a dict of methods by name, got {type(scores).__name__}")
-    beside: dict[str, Any] = {"gradient dot product": _dots, "random": _random} if baselines else {}
-    if taken := [name for name in scores if name in beside]:
+    if not isinstance(baselines, bool) and baselines != "all":
+        raise ValueError(f'baselines: expected True, False or "all", got {baselines!r}')
+    names = tuple(BASELINES) if baselines == "all" else SIMPLE if baselines else ()
+    if taken := [name for name in scores if name in names]:
         raise ValueError(f"scores: {taken[0]!r} is the name of a baseline; use another one, or baselines=False")
-    return {**scores, **beside}
+    return {name: BASELINES[name] for name in names}
 
 # %% ../../nbs/benchmark/17_leaderboard.ipynb #53c80ab4
 class _Scored(NamedTuple):
@@ -284,6 +297,7 @@ class _Scored(NamedTuple):
 
     scores: Any = None
     seconds: float = math.nan
+    num_checkpoints: int | None = None
     error: str = ""
 
 
@@ -291,6 +305,7 @@ def _scored(entry: Any, attributes: dict[str, Any], metric: str) -> _Scored:
     """Scores from whatever stands for a method."""
     if isinstance(entry, Mapping):
         return _scored(entry[metric], attributes, metric) if metric in entry else _Scored(error="no scores for this")
+    models = getattr(entry, "num_checkpoints", None)
     try:
         entry = read_scores(entry) if isinstance(entry, (str, os.PathLike)) else entry
         if not callable(entry):
@@ -298,37 +313,14 @@ def _scored(entry: Any, attributes: dict[str, Any], metric: str) -> _Scored:
             return _Scored(error="no self-attribution was given") if whole else _Scored(entry)
         begin = time.perf_counter()
         made = entry(attributes, metric)
-        return _Scored(made, time.perf_counter() - begin)
+        return _Scored(made, time.perf_counter() - begin, num_checkpoints=models)
     except Exception as error:  # whatever a method raises is told in its row
-        return _Scored(error=_told(error))
+        return _Scored(error=_told(error), num_checkpoints=models)
 
 
 def _told(error: Exception) -> str:
     """An error in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
-
-
-def _random(attributes: dict[str, Any], metric: str) -> torch.Tensor:
-    """Normal scores that know nothing."""
-    num_train, num_test = len(attributes["train_sampler"]), len(attributes["test_sampler"])
-    generator = torch.Generator().manual_seed(1)
-    return torch.randn((num_train,) if metric == "mislabel" else (num_train, num_test), generator=generator)
-
-
-_MOST_GRADIENTS = 10**9  # numbers
-
-
-def _dots(attributes: dict[str, Any], metric: str) -> torch.Tensor:
-    """Gradient dot products of the first model that was trained on everything."""
-    model = attributes["model"]
-    train, test = (
-        Subset(attributes[f"{kind}_dataset"], list(attributes[f"{kind}_sampler"].indices)) for kind in ("train", "test")
-    )
-    count = sum(parameter.numel() for parameter in model.parameters())
-    if count * len(train) > _MOST_GRADIENTS:
-        raise ValueError(f"{len(train):,} gradients of {count:,} numbers do not fit the memory of a baseline")
-    model.load_state_dict(load_checkpoint(Path(attributes["models_full"][0])))
-    return gradient_dot(model, train, None if metric == "mislabel" else test)
 
 # %% ../../nbs/benchmark/17_leaderboard.ipynb #e36b256b
 def _judged(found: Mapping[str, _Scored], metric: str, truth: Any, targets: Any) -> list[LeaderboardRow]:
@@ -336,14 +328,16 @@ def _judged(found: Mapping[str, _Scored], metric: str, truth: Any, targets: Any)
     ceiling = lds_ceiling(targets).mean if metric == "lds" and targets is not None else math.nan
     rows = [_row(name, scored, metric, truth, ceiling) for name, scored in found.items()]
     rows.sort(key=lambda row: -math.inf if math.isnan(row.value) else row.value, reverse=True)
-    if metric != "lds" or not rows or math.isnan(rows[0].value):
+    if not rows or math.isnan(rows[0].value):
         return rows
-    return [_beside(rows[0].method, row, found, truth) for row in rows]
+    return [_behind(rows[0].method, row, found, truth) for row in rows]
 
 
 def _row(name: str, scored: _Scored, metric: str, truth: Any, ceiling: float) -> LeaderboardRow:
     """The value of a method and its interval."""
-    row = LeaderboardRow(name, metric, seconds=scored.seconds, error=scored.error)
+    row = LeaderboardRow(
+        name, metric, seconds=scored.seconds, num_checkpoints=scored.num_checkpoints, error=scored.error
+    )
     if scored.error:
         return row
     try:
@@ -361,11 +355,14 @@ def _row(name: str, scored: _Scored, metric: str, truth: Any, ceiling: float) ->
 _INTERVALS: dict[str, Callable] = {"lds": lds_interval, "loo": loo_interval, "mislabel": mislabel_interval}
 
 
-def _beside(best: str, row: LeaderboardRow, found: Mapping[str, _Scored], truth: Any) -> LeaderboardRow:
+_COMPARISONS: dict[str, Callable] = {"lds": compare_lds, "loo": compare_loo, "mislabel": compare_mislabel}
+
+
+def _behind(best: str, row: LeaderboardRow, found: Mapping[str, _Scored], truth: Any) -> LeaderboardRow:
     """A row with its paired difference to the best method."""
     if math.isnan(row.value):
         return row
     if row.method == best:
         return row._replace(difference=0.0, difference_low=0.0, difference_high=0.0, is_best=True)
-    difference, low, high, _ = compare_lds(found[best].scores, found[row.method].scores, truth)
+    difference, low, high, _ = _COMPARISONS[row.metric](found[best].scores, found[row.method].scores, truth)
     return row._replace(difference=difference, difference_low=low, difference_high=high, is_best=low <= 0)

@@ -8,8 +8,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
 import scipy.special
 import torch
 
@@ -27,12 +29,13 @@ from dattri.metric.jackknife import (
     quantile,
     rank_left_out,
 )
-from .mislabel import RocCurve, mislabel_detection_auc
+from .mislabel import RocCurve, _check, mislabel_detection_auc
 from .scores import Block, Scores
 from ..model_util.threads import row_blocks, single_thread
 
 # %% auto #0
-__all__ = ['ConfidenceInterval', 'lds_interval', 'Comparison', 'compare_lds', 'loo_interval', 'mislabel_interval']
+__all__ = ['ConfidenceInterval', 'lds_interval', 'Comparison', 'compare_lds', 'mislabel_interval', 'compare_mislabel',
+           'loo_interval', 'compare_loo']
 
 # %% ../../nbs/metric/03_uncertainty.ipynb #2e7ceab9
 class ConfidenceInterval(NamedTuple):
@@ -172,9 +175,16 @@ def compare_lds(
 
 
 def _named_pair(name: str, score: Any, ground_truth: Any) -> RankedPair:
-    """As `ranked_pair`; errors about the scores name the argument."""
-    try:
+    """As `ranked_pair`; an error about the scores calls them by name."""
+    with _called(name):
         return ranked_pair(score, ground_truth)
+
+
+@contextmanager
+def _called(name: str) -> Iterator[None]:
+    """Errors about a score call it by name."""
+    try:
+        yield
     except (TypeError, ValueError) as error:
         message = re.sub(r"^score\b", name, str(error))
         if message == str(error):
@@ -182,10 +192,10 @@ def _named_pair(name: str, score: Any, ground_truth: Any) -> RankedPair:
         raise type(error)(message) from error
 
 
-def _compared(a: LeftOut, b: LeftOut, confidence: float) -> Comparison:
-    """The same for correlations without each subset."""
+def _compared(a: LeftOut, b: LeftOut, confidence: float, least: int = 3) -> Comparison:
+    """The same of correlations without each subset, or model, of which there are at least so many."""
     known = ~(a.without.isnan() | b.without.isnan()).any(1) & ~(a.whole.isnan() | b.whole.isnan())
-    if a.without.shape[1] < 3 or not bool(known.any()):
+    if a.without.shape[1] < least or not bool(known.any()):
         differences = a.whole - b.whole
         return Comparison(float(differences[~differences.isnan()].mean()), math.nan, math.nan, math.nan)
     pair = [LeftOut(part.whole[known].clamp(-1, 1), part.without[known].clamp(-1, 1)) for part in (a, b)]
@@ -202,6 +212,163 @@ def _difference_interval(estimate: Estimate, confidence: float) -> tuple[float, 
     pvalue = 2 * float(scipy.special.stdtr(estimate.degrees, -abs(centre) / error))
     width = quantile(estimate, confidence) * error
     return max(centre - width, -2.0), min(centre + width, 2.0), pvalue
+
+# %% ../../nbs/metric/03_uncertainty.ipynb #9d4b9abf
+def mislabel_interval(score: Any, ground_truth: Any, *, confidence: float = 0.95) -> ConfidenceInterval:
+    """Area under the ROC curve of finding mislabelled samples, and a confidence interval for it.
+
+    The interval is for the probability that a mislabelled sample has a larger score than a clean one, over infinitely
+    many samples of both kinds, by DeLong's variance (DeLong et al. 1988, doi:10.2307/2531595) on the logit scale, with
+    Student's t and Satterthwaite's degrees of freedom. Half an observation of the largest possible variance is added to
+    each class, so that small classes are not trusted too far. It needs a single sort.
+
+    Parameters
+    ----------
+    score : tensor, array or list, shape (num_train,)
+        As for `mislabel_detection_auc`; larger means more suspicious.
+    ground_truth : tensor, array or list, shape (num_train,)
+        1 (or True) for mislabelled samples, 0 for the others.
+    confidence : float
+        In (0, 1).
+
+    Returns
+    -------
+    ConfidenceInterval
+        ``mean`` is the ``auc`` of `mislabel_detection_auc`; ``low`` and ``high``, in [0, 1], are the ends. For an AUC
+        of 1, where DeLong's variance is zero, ``low`` is ``((1 - confidence) / 2) ** (1 / m)`` with m samples in the
+        smaller class, which covers at least as often as it claims; for 0 it is the mirror image. Scores that are all
+        equal give (0.5, 0.5, 0.5). With only one class, all are nan, with the warning of `mislabel_detection_auc`; with
+        a single sample in a class, the ends are nan.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `mislabel_detection_auc`; `ValueError` if `confidence` is not in (0, 1).
+
+    See Also
+    --------
+    mislabel_detection_auc : The AUC and its curve.
+
+    Examples
+    --------
+    >>> import torch
+    >>> interval = mislabel_interval(torch.tensor([3.0, 5.0, 2.0, 1.0, 2.0, 4.0]), torch.tensor([1, 1, 1, 0, 0, 0]))
+    >>> print(f"{interval.mean:.2f}, 95% interval [{interval.low:.2f}, {interval.high:.2f}]")
+    0.72, 95% interval [0.05, 0.99]
+    """
+    check_confidence(confidence)
+    auc, curve = mislabel_detection_auc(score, ground_truth)
+    is_wrong = as_real_tensor("ground_truth", ground_truth)
+    num_wrong = int((is_wrong == 1).sum())
+    num_clean = len(is_wrong) - num_wrong
+    if min(num_wrong, num_clean) < 2:
+        return ConfidenceInterval(auc, math.nan, math.nan)
+    if min(auc, 1 - auc) * num_wrong * num_clean < 0.25:  # not even one tie
+        least = ((1 - confidence) / 2) ** (1 / min(num_wrong, num_clean))
+        return ConfidenceInterval(auc, *((least, 1.0) if auc > 0.5 else (0.0, 1 - least)))
+    estimate = _delong(auc, curve, num_wrong, num_clean)
+    if estimate.variance == 0:  # all scores are equal
+        return ConfidenceInterval(auc, auc, auc)
+    width = quantile(estimate, confidence) * math.sqrt(estimate.variance) / (auc * (1 - auc))
+    centre = math.log(auc / (1 - auc))
+    return ConfidenceInterval(auc, *(float(scipy.special.expit(centre + side * width)) for side in (-1, 1)))
+
+
+def _delong(auc: float, curve: RocCurve, num_wrong: int, num_clean: int) -> Estimate:
+    """The AUC and its variance from the steps of a ROC curve."""
+    below, above = (1 - (steps[1:] + steps[:-1]) / 2 for steps in (curve.fpr, 1 - curve.tpr))
+    spreads = [
+        float((steps.diff() * (share - auc).square()).sum())
+        for steps, share in ((curve.tpr, below), (curve.fpr, above))
+    ]
+    if not any(spreads):
+        return Estimate(auc, 0.0, math.inf, 0.0, 0.0, 0.0)
+    fewer = min(num_wrong, num_clean)
+    cautious = (fewer * auc + 0.5) / (fewer + 1)
+    added = 0.5 * cautious * (1 - cautious)  # half an observation, as far from the others as possible
+    wrong, clean = (
+        (spread * count + added) / (count - 1 + 0.5) / count
+        for spread, count in zip(spreads, (num_wrong, num_clean), strict=True)
+    )
+    variance = wrong + clean
+    spread = wrong**2 / (num_wrong - 1) + clean**2 / (num_clean - 1)
+    return Estimate(auc, variance, max(variance**2 / spread, 1.0) if spread > 0 else math.inf, wrong, clean, 0.0)
+
+# %% ../../nbs/metric/03_uncertainty.ipynb #68cf1296
+def compare_mislabel(a: Any, b: Any, ground_truth: Any, *, confidence: float = 0.95) -> Comparison:
+    """How much better does `a` find mislabelled samples than `b`, by the area under the ROC curve?
+
+    The comparison is paired: both are judged by the same samples (DeLong et al. 1988, doi:10.2307/2531595), with
+    Student's t, Satterthwaite's degrees of freedom and half an observation more in each class, as in
+    `mislabel_interval`.
+
+    Parameters
+    ----------
+    a, b : tensor, array or list, shape (num_train,)
+        Scores of the two methods, each as for `mislabel_detection_auc`.
+    ground_truth : tensor, array or list, shape (num_train,)
+        1 (or True) for mislabelled samples, 0 for the others.
+    confidence : float
+        In (0, 1).
+
+    Returns
+    -------
+    Comparison
+        ``difference`` is the AUC of `a` minus that of `b`, in [-1, 1], positive where `a` is better; ``low`` and
+        ``high``, in [-1, 1], are the ends of its interval; ``pvalue`` in [0, 1] is two-sided, for the hypothesis that
+        there is no difference over endless samples of both kinds. Methods that order mislabelled and clean samples
+        alike give (0, 0, 0, 1). With a single sample of a class all but ``difference`` are nan; without one, all.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `mislabel_detection_auc`, naming `a` or `b`; `ValueError` if `confidence` is not in (0, 1).
+    """
+    check_confidence(confidence)
+    first, second = (_named_shares(name, score, ground_truth) for name, score in (("a", a), ("b", b)))
+    difference = float(first[0].mean() - second[0].mean()) if len(first[0]) and len(first[1]) else math.nan
+    sizes = [len(part) for part in first]
+    if min(sizes) < 2:
+        return Comparison(difference, math.nan, math.nan, math.nan)
+    apart = [left - right for left, right in zip(first, second, strict=True)]
+    if not any(np.any(part) for part in apart):
+        return Comparison(0.0, 0.0, 0.0, 1.0)
+    added = _half_observation(first, second)
+    wrong, clean = (
+        (float(part.var()) * count + added) / (count - 0.5) / count for part, count in zip(apart, sizes, strict=True)
+    )
+    spread = wrong**2 / (sizes[0] - 1) + clean**2 / (sizes[1] - 1)
+    variance = wrong + clean
+    degrees = max(variance**2 / spread, 1.0) if spread > 0 else math.inf
+    low, high, pvalue = _difference_interval(Estimate(difference, variance, degrees, wrong, clean, 0.0), confidence)
+    return Comparison(difference, max(low, -1.0), min(high, 1.0), pvalue)
+
+# %% ../../nbs/metric/03_uncertainty.ipynb #26462f94
+def _named_shares(name: str, score: Any, ground_truth: Any) -> tuple[np.ndarray, np.ndarray]:
+    """For each wrong sample the share of clean ones below it, for each clean one that of wrong ones above it."""
+    with _called(name):
+        mislabel_detection_auc(score, ground_truth)  # whatever is wrong with them is said there
+        values, is_wrong = (part.cpu().numpy() for part in _check(score, ground_truth))
+    wrong, clean = np.sort(values[is_wrong]), np.sort(values[~is_wrong])
+    return _share_below(clean, values[is_wrong]), 1 - _share_below(wrong, values[~is_wrong])
+
+
+def _share_below(ordered: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Share of sorted values that are below others, half of those that are equal."""
+    places = np.searchsorted(ordered, values, "left") + np.searchsorted(ordered, values, "right")
+    return places / (2 * max(len(ordered), 1))
+
+
+def _half_observation(first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray]) -> float:
+    """Half of the largest variance that the difference of two methods may have, as they are correlated."""
+    fewer = min(len(part) for part in first)
+    cautious = [(fewer * float(one[0].mean()) + 0.5) / (fewer + 1) for one in (first, second)]
+    left, right = (auc * (1 - auc) for auc in cautious)
+    alike = [
+        float(np.corrcoef(x, y)[0, 1]) if x.std() > 0 and y.std() > 0 else 0.0
+        for x, y in zip(first, second, strict=True)
+    ]
+    return 0.5 * (left + right - 2 * max(min(alike), 0.0) * math.sqrt(left * right))
 
 # %% ../../nbs/metric/03_uncertainty.ipynb #1b902d3f
 def loo_interval(
@@ -288,83 +455,44 @@ def _loo_left_out(score: Any, targets: torch.Tensor, indices: torch.Tensor) -> I
                 part.check_finite(rows)
             yield left_out
 
-# %% ../../nbs/metric/03_uncertainty.ipynb #9d4b9abf
-def mislabel_interval(score: Any, ground_truth: Any, *, confidence: float = 0.95) -> ConfidenceInterval:
-    """Area under the ROC curve of finding mislabelled samples, and a confidence interval for it.
+# %% ../../nbs/metric/03_uncertainty.ipynb #72c5049b
+def compare_loo(
+    a: Any, b: Any, ground_truth: tuple[torch.Tensor, torch.Tensor], *, confidence: float = 0.95
+) -> Comparison:
+    """How much better is the mean leave-one-out correlation of `a` than that of `b`?
 
-    The interval is for the probability that a mislabelled sample has a larger score than a clean one, over infinitely
-    many samples of both kinds, by DeLong's variance (DeLong et al. 1988, doi:10.2307/2531595) on the logit scale, with
-    Student's t and Satterthwaite's degrees of freedom. Half an observation of the largest possible variance is added to
-    each class, so that small classes are not trusted too far. It needs a single sort.
+    As `compare_lds`, with removed samples in place of subsets, and Pearson's correlation in place of Spearman's; the
+    correlations without each model are held for both, two matrices of (num_test, num_models).
 
     Parameters
     ----------
-    score : tensor, array or list, shape (num_train,)
-        As for `mislabel_detection_auc`; larger means more suspicious.
-    ground_truth : tensor, array or list, shape (num_train,)
-        1 (or True) for mislabelled samples, 0 for the others.
+    a, b : tensor, shape (num_train, num_test)
+        Scores of the two methods, each as for `loo_corr`.
+    ground_truth : pair of tensors, shapes (num_models, num_test) and (num_models,)
+        As for `loo_corr`, with at least 4 models.
     confidence : float
         In (0, 1).
 
     Returns
     -------
-    ConfidenceInterval
-        ``mean`` is the ``auc`` of `mislabel_detection_auc`; ``low`` and ``high``, in [0, 1], are the ends. For an AUC
-        of 1, where DeLong's variance is zero, ``low`` is ``((1 - confidence) / 2) ** (1 / m)`` with m samples in the
-        smaller class, which covers at least as often as it claims; for 0 it is the mirror image. Scores that are all
-        equal give (0.5, 0.5, 0.5). With only one class, all are nan, with the warning of `mislabel_detection_auc`; with
-        a single sample in a class, the ends are nan.
+    Comparison
+        ``difference`` is the mean correlation of `a` minus that of `b`, in [-2, 2], positive where `a` is better; for
+        the rest see `compare_lds`. All but ``difference`` are nan for fewer than 4 models.
 
     Raises
     ------
     TypeError, ValueError
-        As `mislabel_detection_auc`; `ValueError` if `confidence` is not in (0, 1).
-
-    See Also
-    --------
-    mislabel_detection_auc : The AUC and its curve.
-
-    Examples
-    --------
-    >>> import torch
-    >>> interval = mislabel_interval(torch.tensor([3.0, 5.0, 2.0, 1.0, 2.0, 4.0]), torch.tensor([1, 1, 1, 0, 0, 0]))
-    >>> print(f"{interval.mean:.2f}, 95% interval [{interval.low:.2f}, {interval.high:.2f}]")
-    0.72, 95% interval [0.05, 0.99]
+        As `loo_corr`, naming `a` or `b`; `ValueError` if `confidence` is not in (0, 1).
     """
     check_confidence(confidence)
-    auc, curve = mislabel_detection_auc(score, ground_truth)
-    is_wrong = as_real_tensor("ground_truth", ground_truth)
-    num_wrong = int((is_wrong == 1).sum())
-    num_clean = len(is_wrong) - num_wrong
-    if min(num_wrong, num_clean) < 2:
-        return ConfidenceInterval(auc, math.nan, math.nan)
-    if min(auc, 1 - auc) * num_wrong * num_clean < 0.25:  # not even one tie
-        least = ((1 - confidence) / 2) ** (1 / min(num_wrong, num_clean))
-        return ConfidenceInterval(auc, *((least, 1.0) if auc > 0.5 else (0.0, 1 - least)))
-    estimate = _delong(auc, curve, num_wrong, num_clean)
-    if estimate.variance == 0:  # all scores are equal
-        return ConfidenceInterval(auc, auc, auc)
-    width = quantile(estimate, confidence) * math.sqrt(estimate.variance) / (auc * (1 - auc))
-    centre = math.log(auc / (1 - auc))
-    return ConfidenceInterval(auc, *(float(scipy.special.expit(centre + side * width)) for side in (-1, 1)))
+    targets, indices = _removed_of(ground_truth)
+    with single_thread():
+        first, second = (_named_left_out(name, score, targets, indices) for name, score in (("a", a), ("b", b)))
+    return _compared(first, second, confidence, least=4)
 
 
-def _delong(auc: float, curve: RocCurve, num_wrong: int, num_clean: int) -> Estimate:
-    """The AUC and its variance from the steps of a ROC curve."""
-    below, above = (1 - (steps[1:] + steps[:-1]) / 2 for steps in (curve.fpr, 1 - curve.tpr))
-    spreads = [
-        float((steps.diff() * (share - auc).square()).sum())
-        for steps, share in ((curve.tpr, below), (curve.fpr, above))
-    ]
-    if not any(spreads):
-        return Estimate(auc, 0.0, math.inf, 0.0, 0.0, 0.0)
-    fewer = min(num_wrong, num_clean)
-    cautious = (fewer * auc + 0.5) / (fewer + 1)
-    added = 0.5 * cautious * (1 - cautious)  # half an observation, as far from the others as possible
-    wrong, clean = (
-        (spread * count + added) / (count - 1 + 0.5) / count
-        for spread, count in zip(spreads, (num_wrong, num_clean), strict=True)
-    )
-    variance = wrong + clean
-    spread = wrong**2 / (num_wrong - 1) + clean**2 / (num_clean - 1)
-    return Estimate(auc, variance, max(variance**2 / spread, 1.0) if spread > 0 else math.inf, wrong, clean, 0.0)
+def _named_left_out(name: str, score: Any, targets: torch.Tensor, indices: torch.Tensor) -> LeftOut:
+    """Correlations without each model, on the CPU; an error about the scores calls them by name."""
+    with _called(name):
+        parts = [*_loo_left_out(score, targets, indices)]
+    return LeftOut(*(torch.cat([part.cpu() for part in side]) for side in zip(*parts, strict=True)))
