@@ -27,6 +27,7 @@ from ..metric import compare_lds, lds_ceiling, lds_interval, loo_interval, misla
 from ..metric.correlation import Predictions
 from ..metric.display import MARKERS, as_html, as_text, axes_or_new
 from ..metric.files import read_scores
+from ..metric.orientation import check_orientation
 from ..model_util.checkpoint import atomic_write, load_checkpoint
 
 # %% auto #0
@@ -355,6 +356,7 @@ def _row(name: str, scored: _Scored, metric: str, truth: Any, ceiling: float) ->
     if math.isnan(interval.mean):
         return row._replace(error="undefined: constant for every test sample")
     value, low, high = interval
+    check_orientation(scored.scores, truth, metric, name=name, value=value)
     return row._replace(value=value, low=low, high=high, ceiling=ceiling, share=value / ceiling)
 
 

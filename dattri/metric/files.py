@@ -86,7 +86,7 @@ def _pick(path: Path, arrays: Mapping[str, Callable[[], Any]], name: str | None)
         raise ValueError(f"{path} holds {'one array without a name; leave name out' if arrays else 'no arrays'}")
     listed = ", ".join(map(repr, names[:20])) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
     if name is None:
-        raise ValueError(f"{path} holds {len(names)} arrays; pass name=, one of {listed}")
+        raise ValueError(f"{path} holds {len(names)} arrays; pass the name of one: {listed}")
     raise ValueError(f"{path} holds no array {name!r}; expected one of {listed}")
 
 

@@ -98,7 +98,7 @@ def _open_safetensors(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt")
     except Exception as error:  # whatever a damaged or foreign header makes safetensors raise
-        raise ValueError(f"{path} could not be read as .safetensors ({error}); its header or length is damaged") from error
+        raise ValueError(f"{path} could not be read as .safetensors ({error}); its header or length is bad") from error
 
 
 def _safetensors_arrays(path: Path) -> Mapping[str, Callable[[], Any]]:
@@ -227,7 +227,7 @@ def _bergson_info(path: Path) -> _Bergson:
         formats, rows = [str(name) for name in layout["formats"]], int(info.get("num_rows", info["num_items"]))
         offsets, row_bytes = [int(offset) for offset in layout["offsets"]], int(layout["itemsize"])
         dtype = np.dtype(_BERGSON_DTYPES[formats[0]])
-        step = offsets[2] if count > 1 else row_bytes
+        step, count = offsets[2] if count > 1 else row_bytes, min(count, len(offsets))
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged: not as bergson writes it ({type(error).__name__}: {error})") from error
     expected = [place for number in range(count) for place in (number * step, number * step + dtype.itemsize)]
@@ -295,9 +295,9 @@ def _quanda_arrays(path: Path) -> Mapping[str, Callable[[], Any]]:
 def _read_quanda(path: Path) -> torch.Tensor:
     """All batches of explanations, one after the other."""
     batches = _quanda_batches(path)
-    missing = sorted(set(range(max(batches) + 1 if len(batches) < 10**6 else 0)) - set(batches))
-    if missing:
-        raise ValueError(f"{path} lacks the batch {missing[0]}.pt; expected 0.pt to {max(batches)}.pt")
+    missing = next(number for number in range(len(batches) + 1) if number not in batches)
+    if missing < len(batches):
+        raise ValueError(f"{path} lacks the batch {missing}.pt; expected all from 0.pt to {max(batches)}.pt")
     parts = [_tensor_of(batches[number]) for number in range(len(batches))]
     for number, part in enumerate(parts):
         if part.ndim != 2 or part.shape[1] != parts[0].shape[-1]:
