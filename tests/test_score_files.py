@@ -332,6 +332,9 @@ SPOILED = {
     "a nested dtype": ("is damaged", lambda info: spoil_layout(info, formats=[["a", "O"], "bool"] * 5)),
     "mixed dtypes": ("is damaged", lambda info: spoil_layout(info, formats=["float32", "bool"] * 4 + ["O", "bool"])),
     "overlap": ("is damaged", lambda info: spoil_layout(info, offsets=[0] * 10)),
+    "unequal gaps": (
+        "is damaged", lambda info: spoil_layout(info, offsets=[0, 4, 8, 12, 16, 20, 28, 24, 32, 36]),
+    ),
     "outside": ("is damaged", lambda info: spoil_layout(info, itemsize=32)),
     "odd rows": ("is damaged", lambda info: spoil_layout(info, itemsize=41)),
     "other names": ("is damaged", lambda info: spoil_layout(info, names=list("abcdefghij"))),

@@ -74,7 +74,7 @@ def read_scores(file: str | os.PathLike, name: str | None = None) -> torch.Tenso
     scores = scores.T if found.test_first and len(scores.shape) == 2 else scores
     return scores.detach() if isinstance(scores, torch.Tensor) else scores
 
-# %% ../../nbs/metric/09_files.ipynb #new3
+# %% ../../nbs/metric/09_files.ipynb #55076e29
 def _pick(path: Path, arrays: Mapping[str, Callable[[], Any]], name: str | None) -> Callable[[], Any]:
     """The array that was asked for, or the only one."""
     if name is None and len(arrays) == 1:
