@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version as installed_version
@@ -42,11 +43,18 @@ def _import_module(name: str | None) -> None:
                 ) from error
 
 
+def _one_line_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """A warning without the line of code that raised it."""
+    typer.secho(f"Warning: {message}", err=True, fg="yellow")
+
+
 @contextmanager
 def _one_line_errors() -> Iterator[None]:
-    """Bad input, networks and disks are told in one line, without a traceback."""
+    """Bad input, networks and disks are told in one line, without a traceback; warnings too."""
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.showwarning = _one_line_warning
+            yield
     except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
         typer.secho(f"Error: {error}", err=True, fg="red")
         raise typer.Exit(1) from error
@@ -158,7 +166,11 @@ def _check_truth_options(ground_truth: Path | None, **setting: str | None) -> No
 @app.command()
 def evaluate(
     scores: Annotated[
-        Path, typer.Option(help="Scores, a .pt or .npy file: (num_train, num_test); for mislabel (num_train,).")
+        Path,
+        typer.Option(
+            help="Scores (num_train, num_test), or for mislabel (num_train,): .pt, .npy or .safetensors, or what "
+            "traker, kronfluence, bergson or quanda wrote."
+        ),
     ],
     model: ModelOrTruth = None,
     dataset: DatasetOrTruth = None,
@@ -170,6 +182,7 @@ def evaluate(
             "binary vector."
         ),
     ] = None,
+    array: Annotated[str | None, typer.Option(help="Which of several arrays in the file or folder.")] = None,
     picture: Annotated[Path | None, typer.Option(help="Where to draw; default: beside the scores.")] = None,
     download_path: Home = _HOME,
     device: Device = None,
@@ -182,7 +195,7 @@ def evaluate(
 
     with _one_line_errors():
         _check_truth_options(ground_truth, model=model, dataset=dataset, metric=metric)
-        matrix, num_train = read_scores(scores), None
+        matrix, num_train = read_scores(scores, array), None
         if ground_truth is not None:
             truth, name = read_ground_truth(ground_truth), ground_truth.name
         else:
@@ -209,7 +222,7 @@ def _named_files(scores: list[str]) -> dict[str, Path]:
             raise ValueError(f"--scores: expected NAME=FILE such as trak=trak.pt, got {text!r}")
         if name in named:
             raise ValueError(f"--scores: {name!r} is given twice")
-        if not Path(file).expanduser().is_file():
+        if not Path(file).expanduser().exists():
             raise FileNotFoundError(f"--scores {name}: there is no file {file}")
         named[name] = Path(file)
     return named
@@ -221,7 +234,7 @@ def leaderboard(
     dataset: Dataset,
     scores: Annotated[
         list[str] | None,
-        typer.Option(help="NAME=FILE, a .pt or .npy file of shape (num_train, num_test); may be repeated.")
+        typer.Option(help="NAME=FILE, a file or folder as for `dattri evaluate`; may be repeated.")
     ] = None,
     metric: Annotated[
         list[str] | None, typer.Option(help="May be repeated. Default: lds and loo; without --scores all.")

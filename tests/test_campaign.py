@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import files, loss, loss_of_file, make_loader, train
+from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -131,6 +132,12 @@ def root(tmp_path_factory):
     score = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
     torch.save(score, path / "score.pt")
     np.save(path / "score.npy", score.numpy())
+    save_file({"score": score}, path / "score.safetensors")
+    (path / "bergson").mkdir()
+    layout = {"names": ["score_0", "written_0"], "formats": ["float32", "bool"], "offsets": [0, 4], "itemsize": 8}
+    np.array([(number, True) for number in range(6)], np.dtype(layout)).tofile(path / "bergson" / "scores.bin")
+    info = {"attribute_tokens": False, "num_items": 6, "num_rows": 6, "num_scores": 1, "dtype": layout}
+    (path / "bergson" / "info.json").write_text(json.dumps(info))
     GroundTruth(torch.ones(3, 4), torch.tensor([[0, 1], [1, 2], [2, 3]])).save(path / "truth.pt")
     return path
 
@@ -150,10 +157,12 @@ READERS = {
     "indices": ("lds/2/indices.txt", TEXT, lambda f: calculate_lds_ground_truth(loss_of_file, f.parents[1], TESTS)),
     "scores of torch": ("score.pt", BINARY, read_scores),
     "scores of numpy": ("score.npy", BINARY, lambda file: torch.as_tensor(np.array(read_scores(file)))),
+    "scores of safetensors": ("score.safetensors", BINARY, read_scores),
+    "scores of bergson": ("bergson/info.json", TEXT, lambda file: torch.as_tensor(np.array(read_scores(file)))),
     "ground truth": ("truth.pt", BINARY, read_ground_truth),
 }  # fmt: skip
 # what no reader can know: numbers of an array have no checksum, and who wrote a text file may write another one
-UNKNOWABLE = {"scores of numpy"}
+UNKNOWABLE = {"scores of numpy", "scores of safetensors"}
 
 
 @pytest.mark.filterwarnings("ignore")

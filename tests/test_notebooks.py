@@ -1,5 +1,6 @@
 """Every notebook runs: its examples are the tests of the module it exports. Tutorials run in a real Jupyter kernel."""
 
+import importlib.util
 import os
 import re
 
@@ -25,8 +26,11 @@ sys.exit(not passed)
 
 def with_name(path):
     """A notebook as it is called on the command line, with the marks of the engines that it starts."""
-    engines = [pytest.mark.ray, pytest.mark.dask] if path.stem == "clusters" else []
-    return pytest.param(path, id=str(path.relative_to(ROOT / "nbs")), marks=engines)
+    marks = [pytest.mark.ray, pytest.mark.dask] if path.stem == "clusters" else []
+    if path.stem == "other_libraries":
+        absent = [name for name in ("captum", "trak", "kronfluence") if importlib.util.find_spec(name) is None]
+        marks = [pytest.mark.skipif(bool(absent), reason=f"not installed: {', '.join(absent)}")]
+    return pytest.param(path, id=str(path.relative_to(ROOT / "nbs")), marks=marks)
 
 
 def forced_flags():

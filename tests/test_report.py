@@ -84,5 +84,5 @@ def test_what_does_not_fit_is_refused():
         judge(SQUARE, GroundTruth(*LDS), "mislabel")
     with pytest.raises(ValueError, match=r"score: expected one row for each of the 199 training samples, got shape"):
         judge(SCORE, LDS, num_train=199)
-    with pytest.raises(ValueError, match=r"it looks transposed, pass score\.T"):
+    with pytest.raises(ValueError, match=r"it looks transposed, \(num_test, num_train\): pass score\.T"):
         judge(SCORE.T, LDS, num_train=200)

@@ -27,6 +27,7 @@ from ..metric.uncertainty import compare_loo, compare_mislabel
 from ..metric.correlation import Predictions
 from ..metric.display import MARKERS, as_html, as_text, axes_or_new
 from ..metric.files import read_scores
+from ..metric.orientation import check_orientation
 from ..model_util.checkpoint import atomic_write
 
 # %% auto #0
@@ -349,6 +350,7 @@ def _row(name: str, scored: _Scored, metric: str, truth: Any, ceiling: float) ->
     if math.isnan(interval.mean):
         return row._replace(error="undefined: constant for every test sample")
     value, low, high = interval
+    check_orientation(scored.scores, truth, metric, name=name, value=value)
     return row._replace(value=value, low=low, high=high, ceiling=ceiling, share=value / ceiling)
 
 

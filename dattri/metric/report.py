@@ -21,6 +21,7 @@ from .correlation import Predictions, lds, loo_corr
 from .ground_truth import Targets
 from .inputs import as_real_tensor, check_real
 from .mislabel import mislabel_detection_auc
+from .orientation import check_orientation, metric_of
 from .subsets import members_of, read_subsets
 from .uncertainty import ConfidenceInterval, lds_interval, loo_interval, mislabel_interval
 from ..model_util.checkpoint import whole_file
@@ -77,8 +78,13 @@ def judge(score: Any, ground_truth: Any, metric: str | None = None, *, num_train
         If there is no such metric, or it does not fit the ground truth, shapes or dtypes do not fit, or nothing can be
         judged: scores or targets that are constant for every test sample, or labels all wrong or all right. Says what
         was expected.
+
+    Warns
+    -----
+    UserWarning
+        If the scores seem to have the opposite sign, or to be transposed; see `check_orientation`.
     """
-    name = _metric_of(ground_truth, metric)
+    name = metric_of(ground_truth, metric)
     if isinstance(score, Predictions):
         if name != "lds":
             raise ValueError(f"score: predictions are of subsets, which is for 'lds'; the ground truth is for {name!r}")
@@ -87,30 +93,18 @@ def judge(score: Any, ground_truth: Any, metric: str | None = None, *, num_train
     matrix = as_real_tensor("score", matrix) if isinstance(matrix, (list, tuple, torch.Tensor)) else matrix
     check_real("score", matrix)
     if len(matrix.shape) == 0 or num_train not in (None, matrix.shape[0]):
-        hint = "; it looks transposed, pass score.T" if len(matrix.shape) == 2 and matrix.shape[1] == num_train else ""
+        turned = len(matrix.shape) == 2 and matrix.shape[1] == num_train
+        hint = "; it looks transposed, (num_test, num_train): pass score.T" if turned else ""
         rows = "the training samples" if num_train is None else f"the {num_train} training samples"
         raise ValueError(f"score: expected one row for each of {rows}, got shape {tuple(matrix.shape)}{hint}")
     score = Predictions(matrix) if isinstance(score, Predictions) else matrix
     with warnings.catch_warnings():  # the summary says it, or an error
         warnings.filterwarnings("ignore", ".* correlations are nan")
         warnings.filterwarnings("ignore", ".* the AUC is undefined")
-        return _REPORTS[name](score, ground_truth)
-
-
-def _metric_of(ground_truth: Any, metric: str | None) -> str:
-    """The metric that a ground truth is for; `ValueError` if `metric` is another one."""
-    if metric not in (None, *_REPORTS):
-        raise ValueError(f"metric: expected one of {', '.join(_REPORTS)}, got {metric!r}")
-    is_pair = isinstance(ground_truth, (tuple, list)) and len(ground_truth) == 2 and np.ndim(ground_truth[0]) > 0
-    if not is_pair:
-        inferred, what = "mislabel", "one vector"
-    elif len(ground_truth[1]) and np.ndim(ground_truth[1][0]) == 0:
-        inferred, what = "loo", f"a pair with {len(ground_truth[1])} indices, one removed position per model"
-    else:
-        inferred, what = "lds", "a pair whose indices are those of subsets"
-    if metric not in (None, inferred):
-        raise ValueError(f"metric: {metric!r} does not fit the ground truth, which is {what}, as for {inferred!r}")
-    return inferred
+        report = _REPORTS[name](score, ground_truth)
+    checked = _self_attribution(score) if name == "mislabel" else score
+    check_orientation(checked, ground_truth, name, value=report.value)
+    return report
 
 # %% ../../nbs/metric/08_report.ipynb #549264e4
 def report_lds(score: Any, ground_truth: Any) -> Report:

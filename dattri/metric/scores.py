@@ -98,7 +98,7 @@ def _check_matrix(score: Any, low: int, high: int, num_test: int | None = None) 
             f"{tuple(score.shape)}"
         )
     if num_test not in (None, score.shape[1]):
-        hint = "; it looks transposed, pass score.T" if score.shape[0] == num_test else ""
+        hint = "; it looks transposed, (num_test, num_train): pass score.T" if score.shape[0] == num_test else ""
         raise ValueError(
             f"score: expected shape (num_train, {num_test}), one column per test sample of the ground truth, "
             f"got {tuple(score.shape)}{hint}"
