@@ -184,7 +184,7 @@ def distribution(correlations: Any, ax: Any = None, *, metric: str = "lds", ceil
         _draw_row(ax, place, values, edges, hatched=ceiling is not None and place == 0)
     ax.set_yticks([place + 0.4 for place in places], [_told(*row) for row in rows.items()], parse_math=False)
     ax.tick_params(axis="y", length=0)
-    ax.set(xlabel=f"{what} of each of {count} test samples (line: median)", ylim=(-0.1, len(rows)))
+    ax.set(xlabel=f"{what} of {count} test samples (line: median)", ylim=(-0.1, len(rows)))
     return ax
 
 
@@ -572,7 +572,7 @@ def top_samples(
     ax = axes_or_new(ax, (7, 1.4 + 0.75 * k) if as_text else (0.9 + 1.05 * (k + 1), 3.6))
     ax.set_axis_off()
     ax.set_title(method, parse_math=False)
-    heads = ("most helpful training samples", "most harmful training samples")
+    heads = ("most helpful", "most harmful")
     for cell, place in zip(cells, (_in_columns if as_text else _in_rows)(ax, k, heads), strict=True):
         _draw_cell(ax.inset_axes(place), cell)
     return ax
