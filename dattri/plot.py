@@ -38,7 +38,8 @@ def methods(
     metric : {"lds", "loo", "mislabel"}
         Which rows of a leaderboard, and what to write on the axis.
     ceiling : float or Ceiling, optional
-        A number, or what `lds_ceiling` returns, whose interval is drawn as a band. Default: that of a leaderboard.
+        A number, or what `lds_ceiling` returns, whose interval is drawn as a band. Default: that of a leaderboard; if
+        its rows have different ones, each has a line of its own.
     confidence : float
         That of the intervals, for the label.
 
@@ -56,10 +57,12 @@ def methods(
     distribution : the same for each test sample.
     """
     what, chance = _metric(metric)
-    entries, ceiling, title = _entries(results, metric, ceiling)
-    ends = None if ceiling is None else _triple("ceiling", ceiling)
+    entries, title = _entries(results, metric)
+    if ceiling is not None:
+        ends = _triple("ceiling", ceiling)
+        entries = [entry._replace(ceiling=ends) for entry in entries]
     ax = axes_or_new(ax, (6, 1.7 + 0.35 * len(entries)))
-    known = [] if ends is None else [_draw_ceiling(ax, ends)]
+    known = _draw_ceilings(ax, [entry.ceiling for entry in entries])
     known.append((ax.axvline(chance, color="0.5", linestyle=":", linewidth=1), f"random scores: {chance:g}"))
     places = [*reversed(range(len(entries)))]
     drawn = {entry.is_best: _draw_entry(ax, entry, place) for place, entry in zip(places, entries, strict=True)}
@@ -80,15 +83,16 @@ class _Entry(NamedTuple):
     low: float
     high: float
     is_best: bool = True
+    ceiling: tuple[float, float, float] | None = None
 
 
-def _entries(results: Any, metric: str, ceiling: Any) -> tuple[list[_Entry], Any, str]:
-    """Methods, ceiling and title from a leaderboard or a dict."""
+def _entries(results: Any, metric: str) -> tuple[list[_Entry], str]:
+    """Methods and title from a leaderboard or a dict."""
     if isinstance(results, Mapping):
         if not results:
             raise ValueError("results: expected one method or more, got an empty dict")
         triples = {name: _triple(f"results, {name!r}", found) for name, found in results.items()}
-        return [_Entry(str(name), *triple) for name, triple in triples.items()], ceiling, ""
+        return [_Entry(str(name), *triple) for name, triple in triples.items()], ""
     if not hasattr(results, "rows") or not hasattr(results, "benchmark"):
         raise TypeError(
             "results: expected a Leaderboard, or a dict of intervals by method such as "
@@ -98,11 +102,13 @@ def _entries(results: Any, metric: str, ceiling: Any) -> tuple[list[_Entry], Any
     if not rows:
         there = ", ".join(dict.fromkeys(row.metric for row in results.rows)) or "none"
         raise ValueError(f"metric: the leaderboard has no rows for {metric!r}; it has {there}")
-    known = [row.ceiling for row in rows if not math.isnan(row.ceiling)]
-    entries = [_Entry(row.method, row.value, row.low, row.high, row.is_best) for row in rows]
-    if not any(entry.is_best for entry in entries):  # nothing was compared
-        entries = [entry._replace(is_best=True) for entry in entries]
-    return entries, known[0] if known and ceiling is None else ceiling, results.benchmark
+    compared = any(row.is_best for row in rows)
+    ceilings = [None if math.isnan(row.ceiling) else (row.ceiling, math.nan, math.nan) for row in rows]
+    entries = [
+        _Entry(row.method, row.value, row.low, row.high, row.is_best or not compared or bool(row.error), ceiling)
+        for row, ceiling in zip(rows, ceilings, strict=True)
+    ]
+    return entries, results.benchmark
 
 
 def _triple(name: str, found: Any) -> tuple[float, float, float]:
@@ -126,14 +132,24 @@ def _draw_entry(ax: Any, entry: _Entry, place: int) -> Any:
     return ax.plot([entry.mean], [place], "o", color="black", markerfacecolor=face, label=entry.method, zorder=3)[0]
 
 
-def _draw_ceiling(ax: Any, ends: tuple[float, float, float]) -> tuple[Any, str]:
-    """A line, and a band if its interval is known; with what they are."""
-    mean, low, high = ends
-    line, text = ax.axvline(mean, color="0.4", linestyle="--"), f"ceiling: {mean:.2f}"
-    if not math.isnan(low):
-        ax.axvspan(low, high, color="0.92", zorder=0)
-        text += f" [{low:.2f}, {high:.2f}]"
-    return line, text
+def _draw_ceilings(ax: Any, ceilings: Sequence[tuple[float, float, float] | None]) -> list[tuple[Any, str]]:
+    """A line, and a band if its interval is known; short lines where methods have different ones; and what they are."""
+    style: dict[str, Any] = {"color": "0.4", "linestyle": "--"}
+    distinct = {ends[0]: ends for ends in ceilings if ends is not None}
+    if len(distinct) > 1:
+        lines = [
+            ax.plot([ends[0]] * 2, [place - 0.45, place + 0.45], **style)[0]
+            for place, ends in enumerate(reversed(ceilings)) if ends is not None
+        ]
+        return [(lines[0], "ceiling of each method")]
+    if not distinct:
+        return []
+    ((mean, low, high),) = distinct.values()
+    line, text = ax.axvline(mean, **style), f"ceiling: {mean:.2f}"
+    if math.isnan(low):
+        return [(line, text)]
+    ax.axvspan(low, high, color="0.92", zorder=0)
+    return [(line, f"{text} [{low:.2f}, {high:.2f}]")]
 
 # %% ../nbs/plot.ipynb #78118314
 def distribution(correlations: Any, ax: Any = None, *, metric: str = "lds", ceiling: Any = None) -> Any:
@@ -215,7 +231,7 @@ def _draw_row(ax: Any, place: int, values: np.ndarray, edges: np.ndarray, *, hat
 def _told(name: str, values: np.ndarray) -> str:
     """A method with its median, and how many test samples are undefined."""
     undefined = int(np.isnan(values).sum())
-    return f"{name}\nmedian {np.nanmedian(values):.2f}" + f"\n{undefined} undefined" * bool(undefined)
+    return f"{name}\nmedian {_two(np.nanmedian(values))}" + f"\n{undefined} undefined" * bool(undefined)
 
 # %% ../nbs/plot.ipynb #782ec1a3
 def predicted_actual(
@@ -265,7 +281,7 @@ def predicted_actual(
         elinewidth=0.8, ecolor="0.6",
     )
     which = f"test sample {chosen}" + " (a typical one)" * (test is None)
-    ax.set_title(f"{method}{', ' * bool(method)}{which}\n{kind} {correlation:.2f}", parse_math=False)
+    ax.set_title(f"{method}{', ' * bool(method)}{which}\n{kind} {_two(correlation)}", parse_math=False)
     ax.set(xlabel=across, ylabel=along + "\n(bars: standard deviation of the runs)" * (bars is not None))
     return ax
 
@@ -696,6 +712,11 @@ def _metric(metric: str) -> tuple[str, float]:
     if metric not in _METRICS:
         raise ValueError(f"metric: expected one of {', '.join(_METRICS)}, got {metric!r}")
     return _METRICS[metric]
+
+
+def _two(value: float) -> str:
+    """Two decimals, and no minus before 0.00."""
+    return f"{round(float(value), 2) + 0.0:.2f}"
 
 
 def _named(name: str, results: Any, expected: str = "", *parts: str) -> dict[str, Any]:

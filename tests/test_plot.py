@@ -22,6 +22,7 @@ from dattri import (
     mislabel_detection_auc,
     plot,
 )
+from dattri.benchmark.leaderboard import Leaderboard, LeaderboardRow
 from dattri.metric import Ceiling, ConfidenceInterval
 from dattri.metric.removal import Brittleness, RemovalRow, RemovalTest
 from dattri.metric.report import judge
@@ -38,21 +39,13 @@ LDS = {"mine": lds(SCORE, TRUTH), "random": lds(torch.randn(40, 12, generator=DR
 INTERVALS = {"mine": ConfidenceInterval(0.7, 0.72, 0.8), "$odd _name": (0.1, -0.1, 0.2), "failed": (math.nan,) * 3}
 
 
-def entry(method, value, low, high, ceiling, is_best, metric="lds"):
-    """A row of a leaderboard."""
-    return SimpleNamespace(
-        method=method, value=value, low=low, high=high, ceiling=ceiling, is_best=is_best, metric=metric
-    )
-
-
-BOARD = SimpleNamespace(
-    benchmark="lr on digits",
-    rows=(
-        entry("best", 0.8, 0.7, 0.9, 0.95, is_best=True),
-        entry("worst", 0.1, 0.0, 0.2, 0.95, is_best=False),
-        entry("best", 0.9, 0.8, 0.95, math.nan, is_best=False, metric="mislabel"),
-    ),
+ROWS = (
+    LeaderboardRow("best", "lds", 0.8, 0.7, 0.9, 0.95, is_best=True),
+    LeaderboardRow("worst", "lds", 0.1, 0.0, 0.2, 0.95),
+    LeaderboardRow("raised", "lds", error="ValueError"),
+    LeaderboardRow("best", "mislabel", 0.9, 0.8, 0.95),
 )
+BOARD = Leaderboard(ROWS, "lr on digits")
 REMOVED = [
     RemovalRow(method, "helpful", fraction, round(40 * fraction), effect, effect - 0.1, effect + 0.2, 10 * effect,
                10 * effect - 1, 10 * effect + 2, 0.5)
@@ -132,7 +125,7 @@ def test_axes_say_what_they_are_and_lines_differ_without_colour(name):
     assert ax.get_xlabel() and (ax.get_ylabel() or ax.get_yticklabels()[0].get_text())
     drawn = [line for line in ax.lines if ax.get_legend() and line in ax.get_legend_handles_labels()[0]]
     looks = [(line.get_linestyle(), line.get_marker(), line.get_markerfacecolor()) for line in drawn]
-    assert len(set(looks)) == len(looks) or name == "methods"
+    assert len(set(looks)) == len(looks) or name in ("methods", "leaderboard"), "whose names are on the axis"
 
 
 def test_methods_stand_at_their_values():
@@ -155,11 +148,18 @@ def test_methods_stand_at_their_values():
 def test_methods_of_a_leaderboard():
     ax = plot.methods(BOARD, Figure().subplots())
     assert ax.get_title() == "lr on digits"
-    assert [text.get_text() for text in ax.get_yticklabels()] == ["best", "worst"]
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["best", "worst", "raised\n(no value)"]
     faces = {line.get_label(): line.get_markerfacecolor() for line in ax.lines if line.get_marker() == "o"}
-    assert faces == {"best": "black", "worst": "white"}
+    assert faces == {"best": "black", "worst": "white", "raised": "black"}
     assert names(ax) == ["ceiling: 0.95", "random scores: 0", "best, or not told from it", "worse than the best"]
     assert names(plot.methods(BOARD, Figure().subplots(), metric="mislabel")) == ["random scores: 0.5"]
+    different = Leaderboard((ROWS[0], ROWS[1]._replace(ceiling=0.9)), "lr on digits")
+    ax = plot.methods(different, Figure().subplots())
+    assert [line.get_xydata().tolist() for line in ax.lines[:2]] == [
+        [[0.9, -0.45], [0.9, 0.45]], [[0.95, 0.55], [0.95, 1.45]],
+    ]  # fmt: skip
+    assert names(ax)[0] == "ceiling of each method"
+    assert names(plot.methods(different, Figure().subplots(), ceiling=0.5))[0] == "ceiling: 0.50"
 
 
 def test_bars_count_test_samples():

@@ -62,7 +62,8 @@ def test_a_benchmark_is_a_dict_and_a_pair_and_shows_itself_as_a_card(loaded, mon
     assert rows["files"] == f"benchmark/{SETTING.name}"
     assert rows["checkpoints"].startswith(f"{SETTING.num_full} of all training samples")
     assert rows["ground truth"] == repr(truth) and "lds_ceiling" in rows["ceiling"]
-    assert rows["next"] == f"lds(score, ground_truth), with a score of shape ({SETTING.train_size}, {SETTING.test_size})"
+    shape = (SETTING.train_size, SETTING.test_size)
+    assert rows["next"] == f"lds(score, ground_truth), with a score of shape {shape}"
     assert rows["parts"].split(", ") == list(attributes)
     loo = rows_of(pairs["loo"])
     assert "ceiling" not in loo and loo["next"].startswith("loo_corr(")
@@ -70,7 +71,7 @@ def test_a_benchmark_is_a_dict_and_a_pair_and_shows_itself_as_a_card(loaded, mon
 
 
 def test_a_benchmark_can_be_copied_and_sent(loaded):
-    attributes, truth = loaded[0]["lds"]
+    attributes, _ = loaded[0]["lds"]
     for again in (copy.copy(attributes), pickle.loads(pickle.dumps(Keys(attributes))).attributes):
         assert repr(again) == repr(attributes) and list(again) == list(attributes)
 
