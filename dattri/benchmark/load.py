@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -23,6 +23,7 @@ from .manifest import MANIFEST, Manifest, file_hash
 from .metrics import METRICS, Metric, check_truth
 from .settings import Setting, find_setting, list_benchmarks
 from .workspace import Workspace, origin_of, parts_of, tensor_name
+from ..metric.display import Table, shown_path
 from ..metric.inputs import check_real
 from ..model_util.checkpoint import atomic_write, load_checkpoint, to_bytes
 
@@ -109,16 +110,16 @@ def load_setting(
     with alone(workspace.folder):
         _make_ready(workspace, record, redownload=redownload, n_jobs=n_jobs)
     tensors = workspace.tensors(record)
-    return _attributes(workspace, record, tensors), record.result(tensors)
+    return Loaded(_attributes(workspace, record, tensors), record.result(tensors))
 
 
-def _attributes(workspace: Workspace, metric: Metric, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+def _attributes(workspace: Workspace, metric: Metric, tensors: dict[str, torch.Tensor]) -> Attributes:
     """The first result of `load_benchmark`."""
     setting = workspace.setting
     data = metric.training_data(setting, workspace.data, tensors)
     train_sampler, test_sampler = setting.samplers()
     models = {f"models_{kind}": [*map(str, workspace.checkpoints(group))] for kind, group in metric.models.items()}
-    return {
+    parts = {
         "model": setting.new_model().eval(),
         **models,
         "train_dataset": data.train,
@@ -130,6 +131,62 @@ def _attributes(workspace: Workspace, metric: Metric, tensors: dict[str, torch.T
         "train_func": setting.train_func,
         "targets": metric.targets(tensors),
     }
+    return Attributes(parts, benchmark=setting.name, metric=metric.name, folder=workspace.folder)
+
+# %% ../../nbs/benchmark/14_load.ipynb #acd73261
+class Attributes(Table, dict[str, Any]):
+    """The first result of `load_benchmark`, a dictionary."""
+
+    def __init__(self, parts: dict[str, Any], *, benchmark: str, metric: str, folder: Path) -> None:
+        super().__init__(parts)
+        self.benchmark, self.metric, self.folder = benchmark, metric, folder
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        place: dict[str, Any] = {"benchmark": self.benchmark, "metric": self.metric, "folder": self.folder}
+        return partial(type(self), **place), (dict(self),)
+
+    def _cells(self) -> list[list[str]]:
+        numbers = [len(self[name]) for name in ("train_sampler", "test_sampler")]
+        size = sum(parameter.numel() for parameter in self["model"].parameters())
+        kinds = {"models_full": "of all training samples", "models_half": "of random halves"}
+        models = (f'{len(self[name])} {what}, ["{name}"]' for name, what in kinds.items() if name in self)
+        return [
+            ["benchmark", f"{self.benchmark}, for {self.metric!r}"],
+            ["samples", "{} for training, {} for tests".format(*numbers)],
+            ["model", f"{type(self['model']).__name__}, {size:,} parameters"],
+            ["checkpoints", "; ".join(models)],
+            ["files", shown_path(self.folder)],
+            ["parts", ", ".join(self)],
+            ["next", _NEXT[self.metric].format(*numbers)],
+        ]
+
+
+_NEXT = {
+    "lds": "lds(score, ground_truth), with a score of shape ({}, {})",
+    "loo": "loo_corr(score, ground_truth), with a score of shape ({}, {})",
+    "mislabel": "mislabel_detection_auc(self_attribution, ground_truth), with self-attribution of shape ({},)",
+}
+
+# %% ../../nbs/benchmark/14_load.ipynb #dd83450f
+class _Pair(NamedTuple):
+    attributes: Attributes
+    ground_truth: Any
+
+
+class Loaded(Table, _Pair):
+    """What `load_benchmark` returns: a pair."""
+
+    def _cells(self) -> list[list[str]]:
+        attributes, truth = self
+        what = repr(truth)
+        if isinstance(truth, torch.Tensor):
+            what = f"{int((truth == 1).sum())} of {len(truth)} labels are wrong"
+        *cells, after = attributes._cells()
+        runs = ["ceiling", 'lds_ceiling(attributes["targets"])']
+        return [*cells, ["ground truth", what], *[runs] * (attributes["targets"] is not None), after]
+
+    def _note(self) -> str:
+        return "A pair: attributes, ground_truth = load_benchmark(...)"
 
 # %% ../../nbs/benchmark/14_load.ipynb #e6b04166
 def _make_ready(workspace: Workspace, metric: Metric, *, redownload: bool, n_jobs: int | None) -> None:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import difflib
-import html
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -30,6 +29,7 @@ from dattri.benchmark.training import (
     SingleModelTrainer, block_loss, cosine, decay_matrices, last_token_loss, next_token_loss,
 )
 from .utils import SubsetSampler
+from ..metric.display import Table
 from ..model_util.ensemble import EnsembleTrainer
 from ..model_util.validation import check_int
 from ..model_util.fingerprint import describe, function_arguments, function_name
@@ -51,8 +51,8 @@ def _first(dataset: Dataset, size: int) -> Dataset:
     return Subset(dataset, range(size))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Setting:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Setting(Table):
     """Everything that makes a benchmark setting.
 
     Parameters
@@ -137,6 +137,26 @@ class Setting:
             )
         for name in self.metrics:
             METRICS[name].check_setting(self)
+
+    def _cells(self) -> list[list[str]]:
+        """What a person wants to know of it."""
+        drawn = {
+            "lds": f"{self.num_subsets} random halves of {self.num_runs} run{'s' * (self.num_runs > 1)}",
+            "loo": f"{self.num_removed or self.train_size} left out",
+            "mislabel": f"{self.flip_fraction:.0%} wrong labels",
+        }
+        found = f"hub data set {self.repo_id}" + f", revision {self.revision}" * bool(self.revision)
+        call = f"load_benchmark({self.model!r}, {self.dataset!r}, {self.metrics[0]!r})"
+        known = _REGISTRY.get((self.model, self.dataset)) is self
+        return [
+            ["setting", self.name],
+            ["data", f"{self.train_size} training and {self.test_size} test samples, batches of {self.batch_size}"],
+            ["metrics", "; ".join(f"{name}: {drawn[name]}" for name in self.metrics)],
+            ["to attribute", f"{self.num_full} models of all samples, {self.num_half} of random halves"],
+            ["trained by", f"{function_name(self.train_func)}, seed {self.seed}"],
+            ["files", found if self.repo_id else "built here on first use"],
+            ["next", call if known else f"register_setting(setting), then {call}"],
+        ]
 
     @property
     def name(self) -> str:
@@ -271,7 +291,7 @@ def find_setting(model: str, dataset: str) -> Setting:
     raise ValueError(f"model, dataset: there is no setting ({model!r}, {dataset!r}); expected one of {known}")
 
 # %% ../../nbs/benchmark/09_settings.ipynb #964e5f9e
-class SettingTable:
+class SettingTable(Table):
     """Settings as a table, in a terminal and in a notebook."""
 
     _head = ("model", "dataset", "metrics", "train", "test", "files")
@@ -285,29 +305,16 @@ class SettingTable:
     def __iter__(self) -> Iterator[Setting]:
         return iter(self.settings)
 
-    def _rows(self) -> list[tuple[str, ...]]:
+    def _cells(self) -> list[list[str]]:
         """The head and one row per setting."""
         rows = [
-            (
+            [
                 setting.model, setting.dataset, ", ".join(setting.metrics), str(setting.train_size),
                 str(setting.test_size), setting.repo_id or "built here",
-            )
+            ]
             for setting in self.settings
         ]
-        return [self._head, *rows]
-
-    def __repr__(self) -> str:
-        widths = [max(map(len, column)) for column in zip(*self._rows(), strict=True)]
-        lines = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in self._rows()]
-        return "\n".join("  ".join(line).rstrip() for line in lines)
-
-    def _repr_html_(self) -> str:
-        tags = ["th"] + ["td"] * len(self)
-        lines = [
-            "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"
-            for tag, row in zip(tags, self._rows(), strict=True)
-        ]
-        return f"<table>{''.join(lines)}</table>"
+        return [[*self._head], *rows]
 
 # %% ../../nbs/benchmark/09_settings.ipynb #99773329
 def list_benchmarks() -> SettingTable:

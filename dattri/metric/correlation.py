@@ -12,6 +12,7 @@ import numpy as np
 import scipy.special
 import torch
 
+from .display import in_short
 from .ground_truth import Targets
 from .inputs import as_real_tensor
 from .scores import Block, Scores
@@ -29,6 +30,9 @@ class Correlation(NamedTuple):
     correlation: torch.Tensor
     pvalue: torch.Tensor
 
+    def __repr__(self) -> str:
+        return in_short(self)
+
 # %% ../../nbs/metric/01_correlation.ipynb #727d4978
 class Predictions(NamedTuple):
     """What a method says of each subset, in place of scores of training samples.
@@ -44,6 +48,9 @@ class Predictions(NamedTuple):
     """
 
     values: Any
+
+    def __repr__(self) -> str:
+        return in_short(self)
 
 # %% ../../nbs/metric/01_correlation.ipynb #7995a2e7
 def lds(score: Any, ground_truth: tuple[torch.Tensor, torch.Tensor]) -> Correlation:

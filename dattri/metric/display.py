@@ -6,7 +6,10 @@
 from __future__ import annotations
 
 import html
+import math
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 # %% auto #0
@@ -46,6 +49,40 @@ class Table:
         """The table, as a notebook shows it."""
         note = self._note()
         return as_html(self._cells()) + f"<p>{html.escape(note)}</p>" * bool(note)
+
+# %% ../../nbs/metric/15_display.ipynb #26a4cb98
+_FEW = 8  # values that are shown one by one
+
+
+def in_short(result: Any, *, means: bool = True) -> str:
+    """A named tuple in one line, with or without the means of long vectors."""
+    pairs = zip(result._fields, result, strict=True)
+    return f"{type(result).__name__}({', '.join(f'{name}={_in_short(value, means)}' for name, value in pairs)})"
+
+
+def _in_short(value: Any, means: bool) -> str:  # noqa: FBT001
+    """A number, a few numbers, or how many they are."""
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    if getattr(value, "is_nested", False) or len(getattr(value, "shape", ())) != 1:
+        shape = "" if getattr(value, "is_nested", False) else " x ".join(map(str, getattr(value, "shape", ())))
+        return f"<{shape} values>" if shape else f"{value!r:.200}"
+    numbers = value.tolist()
+    if len(numbers) <= _FEW:
+        return f"[{', '.join(f'{number:.4f}' for number in numbers)}]"
+    known = [number for number in numbers if not math.isnan(number)]
+    mean = f", mean {math.fsum(known) / len(known):.4f}" if means and known else ""
+    undefined = f", {len(numbers) - len(known)} nan" * (len(known) < len(numbers))
+    return f"<{len(numbers)} values{mean}{undefined}>"
+
+# %% ../../nbs/metric/15_display.ipynb #90504fda
+def shown_path(path: str | os.PathLike) -> str:
+    """A path from the working directory, from home as `~`, or as it is."""
+    place = Path(path).expanduser()
+    for start, sign in ((Path.cwd(), ""), (Path.home(), "~/")):
+        if place.is_absolute() and place.is_relative_to(start) and start != Path(start.anchor):
+            return f"{sign}{place.relative_to(start).as_posix()}"
+    return place.as_posix()
 
 # %% ../../nbs/metric/15_display.ipynb #8694be3a
 MARKERS, LINES = "osD^vx", ("-", "--", "-.", ":")

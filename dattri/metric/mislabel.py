@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from .display import in_short
 from .inputs import as_real_tensor
 from ..model_util.threads import single_thread
 
@@ -25,12 +26,18 @@ class RocCurve(NamedTuple):
     tpr: torch.Tensor
     thresholds: torch.Tensor
 
+    def __repr__(self) -> str:
+        return in_short(self, means=False)
+
 # %% ../../nbs/metric/02_mislabel.ipynb #400b1d84
 class MislabelDetection(NamedTuple):
     """Area under the ROC curve, a float, and the curve."""
 
     auc: float
     curve: RocCurve
+
+    def __repr__(self) -> str:
+        return in_short(self)
 
 # %% ../../nbs/metric/02_mislabel.ipynb #77c0f38e
 def mislabel_detection_auc(score: torch.Tensor, ground_truth: torch.Tensor) -> MislabelDetection:

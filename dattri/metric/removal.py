@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from .display import LINES, MARKERS, Table, axes_or_new
+from .display import Table
 from .evaluation import count_tests
 from .ground_truth import Targets, calculate_targets
 from .jackknife import check_confidence, crossed, quantile
@@ -119,29 +119,9 @@ class RemovalTest(Table):
         -------
         matplotlib.axes.Axes
         """
-        ax = axes_or_new(ax)
-        ax.axhspan(-1, 1, color="0.9", label="random removals: mean and spread")
-        ax.axhline(0, color="0.5", linewidth=1)
-        kinds = list(dict.fromkeys((row.method, row.direction) for row in self.rows))
-        for number, kind in enumerate(kinds):
-            rows = [row for row in self.rows if (row.method, row.direction) == kind]
-            middle = np.array([row.spreads for row in rows])
-            ends = np.array([(row.spreads_low, row.spreads_high) for row in rows]).T
-            shift = 1 + 0.03 * (number - (len(kinds) - 1) / 2)  # so that intervals do not overlap
-            ax.errorbar(
-                [100 * row.fraction * shift for row in rows], middle, yerr=abs(ends - middle), capsize=3,
-                marker=MARKERS[number % len(MARKERS)], linestyle=LINES[number % len(LINES)],
-                label=kind[0] + f", {kind[1]}" * (len({direction for _, direction in kinds}) > 1),
-            )
-        ax.set(
-            xscale="log", xlabel="training samples removed (%)",
-            ylabel="effect on the target\n(standard deviations of random removals)",
-        )
-        ticks = sorted({100 * row.fraction for row in self.rows})
-        ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
-        ax.set_xticks([], minor=True)
-        ax.legend(frameon=False)
-        return ax
+        from dattri.plot import removal  # noqa: PLC0415  (it stands on this package)
+
+        return removal(self, ax)
 
 # %% ../../nbs/metric/14_removal.ipynb #2418f77c
 def removal_test(
@@ -535,21 +515,9 @@ class Brittleness(Table):
         -------
         matplotlib.axes.Axes
         """
-        ax = axes_or_new(ax)
-        for number, (name, counts) in enumerate(self.counts.items()):
-            known = counts[~counts.isnan()].sort().values
-            reached = known[known.isfinite()].tolist()
-            share = [100 * (place + 1) / len(known) for place in range(len(reached))]
-            ax.plot(
-                [1, *reached, self.most], [0, *share, share[-1] if share else 0], drawstyle="steps-post", label=name,
-                color="0.5" if name == _CONTROL else f"C{number}", linestyle=LINES[number % len(LINES)],
-            )
-        ax.set(
-            xscale="log", ylim=(-3, 103), xlabel="training samples removed (from the top of the ranking)",
-            ylabel="predictions flipped (%)",
-        )
-        ax.legend(frameon=False)
-        return ax
+        from dattri.plot import flips  # noqa: PLC0415  (it stands on this package)
+
+        return flips(self, ax)
 
 
 def _quantile(counts: torch.Tensor, share: float) -> float:

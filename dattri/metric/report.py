@@ -9,7 +9,7 @@ import base64
 import html
 import io
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,8 @@ from .ground_truth import Targets
 from .inputs import as_real_tensor, check_real
 from .mislabel import mislabel_detection_auc
 from .orientation import check_orientation, metric_of
-from .subsets import members_of, read_subsets
+from .retrieval import detection_curve
+from .subsets import read_subsets
 from .uncertainty import ConfidenceInterval, lds_interval, loo_interval, mislabel_interval
 from ..model_util.checkpoint import whole_file
 
@@ -120,15 +121,7 @@ def report_lds(score: Any, ground_truth: Any) -> Report:
         f"LDS {interval.mean:.3f}{_known(each)}, {_between(interval)} over other {drawn} and test samples\n"
         f"{_below_ceiling(score, targets)}{_spread(each)}\n{len(subsets.rows)} subsets of {sizes} training samples"
     )
-    sample = _typical(each)
-    if isinstance(score, Predictions):
-        predicted, axis = _column("score", score.values, sample), "prediction of a subset"
-    else:
-        members = members_of(subsets, len(score), torch.device("cpu"))
-        predicted, axis = members.double() @ _column("score", score, sample), "sum of the scores in a subset"
-    actual = _column("ground_truth", truth[0], sample)
-    axes = (axis, "minus loss after retraining on it")
-    return Report("lds", interval.mean, summary, _draw_correlations(each, "LDS", predicted, actual, axes))
+    return Report("lds", interval.mean, summary, _draw_correlations("lds", each, score, targets or truth))
 
 
 def _between(interval: ConfidenceInterval) -> str:
@@ -148,27 +141,20 @@ def _below_ceiling(score: Any, targets: Targets | None) -> str:
         f"{ends}\n"
     )
 
-
-def _column(name: str, matrix: Any, column: int) -> torch.Tensor:
-    """A column of a matrix, wherever it lies, on the CPU."""
-    return as_real_tensor(name, matrix[:, column]).cpu().double()
-
 # %% ../../nbs/metric/08_report.ipynb #3f0d0ff4
 def report_loo(score: Any, ground_truth: Any) -> Report:
     """Mean leave-one-out correlation, and how it varies over test samples; arguments as for `loo_corr`."""
     each = loo_corr(score, ground_truth).correlation
     _check_defined(each, ground_truth[0])
     removed = as_real_tensor("ground_truth", ground_truth[1]).cpu().long()
-    mean, sample = float(each.nanmean()), _typical(each)
+    mean = float(each.nanmean())
     interval = loo_interval(score, ground_truth)
     summary = (
         f"LOO correlation {mean:.3f}{_known(each)}, {_between(interval)} over other training and test samples\n"
         f"{_spread(each)}\n"
         f"{len(removed)} training samples left out, one at a time"
     )
-    predicted, actual = _column("score", score, sample)[removed], _column("ground_truth", ground_truth[0], sample)
-    axes = ("score of a training sample", "loss after retraining without it")
-    return Report("loo", mean, summary, _draw_correlations(each, "LOO correlation", predicted, actual, axes))
+    return Report("loo", mean, summary, _draw_correlations("loo", each, score, ground_truth))
 
 # %% ../../nbs/metric/08_report.ipynb #e93b74f6
 def report_mislabel(score: Any, ground_truth: Any) -> Report:
@@ -176,6 +162,8 @@ def report_mislabel(score: Any, ground_truth: Any) -> Report:
 
     A square matrix of scores of training samples for training samples is read as its diagonal.
     """
+    from dattri import plot  # noqa: PLC0415  (it stands on this package)
+
     own = _self_attribution(score)
     detection, interval = mislabel_detection_auc(own, ground_truth), mislabel_interval(own, ground_truth)
     num_train, wrong = len(ground_truth), int((as_real_tensor("ground_truth", ground_truth) == 1).sum())
@@ -184,21 +172,17 @@ def report_mislabel(score: Any, ground_truth: Any) -> Report:
             f"ground_truth: {wrong} of {num_train} labels are wrong, so nothing can be judged; expected wrong and "
             "right ones"
         )
-    fpr, tpr = (part.cpu().numpy() for part in (detection.curve.fpr, detection.curve.tpr))
-    inspected = (wrong * tpr + (num_train - wrong) * fpr) / num_train  # of samples with one score any may come first
-    needed = float(np.interp(0.9, tpr, inspected))
-    equal = "\nall scores are equal, so any order of the samples is as good as another" if len(tpr) == 2 else ""
+    curve = detection_curve(own, ground_truth)
+    needed = float(np.interp(0.9, curve.found.cpu().numpy(), curve.inspected.cpu().numpy()))
+    equal = "\nall scores are equal, so any order of the samples is as good as another" if len(curve.found) == 2 else ""
     summary = (
         f"mislabel AUC {detection.auc:.3f}, {_between(interval)} over other samples\n"
         f"{wrong} of {num_train} labels are wrong; nine tenths of them are found "
         f"among the first {needed * num_train:.0f} samples ({needed:.0%}){equal}"
     )
     figure, left, right = _figure()
-    left.plot(fpr, tpr)
-    left.plot([0, 1], [0, 1], color="0.7", linewidth=1)
-    left.set(xlabel="right labels inspected", ylabel="wrong labels found", title=f"AUC {detection.auc:.3f}")
-    right.plot(inspected, tpr)
-    right.set(xlabel="training samples inspected", ylabel="wrong labels found", title="How much has to be looked at?")
+    plot.roc(detection, left)
+    plot.detection(curve, right)
     return Report("mislabel", detection.auc, summary, figure)
 
 
@@ -264,26 +248,17 @@ def _figure() -> tuple[Any, Any, Any]:
     """A figure with two panels."""
     from matplotlib.figure import Figure  # noqa: PLC0415  (heavy; and not pyplot, which keeps global state)
 
-    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    figure = Figure(figsize=(8, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     return figure, left, right
 
 
-def _draw_correlations(
-    each: torch.Tensor, what: str, predicted: torch.Tensor, actual: torch.Tensor, labels: Sequence[str]
-) -> Any:
+def _draw_correlations(metric: str, each: torch.Tensor, score: Any, ground_truth: Any) -> Any:
     """Correlations of all test samples, and the points behind that of a typical one."""
+    from dattri import plot  # noqa: PLC0415  (it stands on this package)
+
     figure, left, right = _figure()
-    known = each[~each.isnan()].cpu().numpy()
-    left.hist(known, bins=40, range=(min(-0.2, known.min()), 1))
-    left.axvline(0, color="0.5", linewidth=1)
-    left.set(xlabel=f"{what} of a test sample", ylabel="test samples", title="Is the order right?")
-    right.scatter(predicted, actual, s=12)
-    right.set(xlabel=labels[0], ylabel=labels[1], title="A typical test sample")
+    plot.distribution(each, left, metric=metric)
+    plot.predicted_actual(score, ground_truth, right, test=plot.typical(each))
+    right.set_title(f"typical {right.get_title()}")
     return figure
-
-
-def _typical(each: torch.Tensor) -> int:
-    """The test sample with the median correlation."""
-    known = (~each.isnan()).nonzero().flatten()
-    return int(known[each[known].argsort()[len(known) // 2]])

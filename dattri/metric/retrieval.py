@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from .display import axes_or_new
+from .display import in_short
 from .inputs import as_real_tensor, check_real
 from .mislabel import count_found
 from .scores import Block, Scores
@@ -40,6 +40,9 @@ class Retrieval(NamedTuple):
     recall: torch.Tensor
     reciprocal_rank: torch.Tensor
     average_precision: torch.Tensor
+
+    def __repr__(self) -> str:
+        return in_short(self)
 
 # %% ../../nbs/metric/11_retrieval.ipynb #4375c6ce
 def retrieval_metrics(score: Any, relevant: Any, *, k: int = 10) -> Retrieval:
@@ -244,6 +247,9 @@ class ClassShare(NamedTuple):
     share: torch.Tensor
     by_chance: torch.Tensor
 
+    def __repr__(self) -> str:
+        return in_short(self)
+
 # %% ../../nbs/metric/11_retrieval.ipynb #c858a998
 def class_share(score: Any, train_labels: Any, test_labels: Any, *, k: int = 10) -> ClassShare:
     """Are the top training samples of the same class as the test sample?
@@ -357,6 +363,9 @@ class TopOverlap(NamedTuple):
     overlap: torch.Tensor
     by_chance: float
 
+    def __repr__(self) -> str:
+        return in_short(self)
+
 # %% ../../nbs/metric/11_retrieval.ipynb #f63262b8
 def top_overlap(a: Any, b: Any, *, k: int = 10) -> TopOverlap:
     """Do two methods, or two runs of one, name the same training samples?
@@ -438,6 +447,9 @@ class DetectionCurve(NamedTuple):
     ideal_auc: float
     random_auc: float
 
+    def __repr__(self) -> str:
+        return in_short(self, means=False)
+
     def plot(self, ax: Any = None) -> Any:
         """Draw the curve, the ideal and the random one; also readable in grey.
 
@@ -450,15 +462,9 @@ class DetectionCurve(NamedTuple):
         -------
         matplotlib Axes
         """
-        ax = axes_or_new(ax, (4.4, 3.4))
-        share = 2 * (1 - self.ideal_auc)
-        ax.plot([0, share, 1], [0, 1, 1], "--", color="0.4", label=f"ideal: area {self.ideal_auc:.3f}")
-        inspected, found = self.inspected.cpu(), self.found.cpu()
-        ax.plot(inspected, found, color="black", linewidth=2, label=f"scores: area {self.auc:.3f}")
-        ax.plot([0, 1], [0, 1], ":", color="0.4", label=f"random: area {self.random_auc:.3f}")
-        ax.set(xlabel="training samples inspected (share)", ylabel="mislabelled samples found (share)")
-        ax.legend(frameon=False, loc="lower right")
-        return ax
+        from dattri.plot import detection  # noqa: PLC0415  (it stands on this package)
+
+        return detection(self, ax)
 
 # %% ../../nbs/metric/11_retrieval.ipynb #d50081c5
 def detection_curve(score: Any, ground_truth: Any) -> DetectionCurve:

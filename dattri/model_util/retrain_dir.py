@@ -249,7 +249,7 @@ def kept_file(name: str, checkpoint: str) -> str:
     return checkpoint.replace("model_weights", f"targets_{name}")
 
 # %% ../../nbs/model_util/04_retrain_dir.ipynb #73077924
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RetrainDir:
     """A directory of retrained models and their plan.
 
@@ -263,6 +263,17 @@ class RetrainDir:
 
     path: Path
     metadata: dict[str, Any]
+
+    def __repr__(self) -> str:
+        from dattri.metric.display import as_text  # noqa: PLC0415  (it stands on this module)
+
+        return as_text(_card(self))
+
+    def _repr_html_(self) -> str:
+        """The same as a table, as a notebook shows it."""
+        from dattri.metric.display import as_html  # noqa: PLC0415  (it stands on this module)
+
+        return as_html(_card(self))
 
     @classmethod
     def open(cls, path: str | os.PathLike, *modes: str) -> RetrainDir:
@@ -597,7 +608,7 @@ def require_complete(directory: RetrainDir) -> None:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         remedy = "Another tool wrote it: train the missing models with that tool, or copy the missing files."
         if "format" in directory.metadata:
-            remedy = f"Train the missing models with {_call(directory)}; existing models are kept."
+            remedy = f"Train the missing models with {_call(directory, str(directory.path))}; existing models are kept."
         raise FileNotFoundError(
             f"{directory.path} is incomplete: {shown}{more} missing, of {len(files)} files. {remedy}"
         )
@@ -605,9 +616,39 @@ def require_complete(directory: RetrainDir) -> None:
         directory.is_whole(subset, run)  # an error if it is from another run; truncation shows when it is read
 
 
-def _call(directory: RetrainDir) -> str:
+def _call(directory: RetrainDir, path: str) -> str:
     """The call that wrote a directory, as the user would type it."""
     arguments = "".join(f", {name}={text}" for name, text in directory.plan.arguments().items())
     kwargs = "".join(f", {name}={value}" for name, value in directory.metadata["train_kwargs"].items())
-    function, path = directory.metadata["train_func"], str(directory.path)
+    function = directory.metadata["train_func"]
     return f"retrain_{directory.kind.mode}({function}, dataloader, {path!r}{arguments}{kwargs})"
+
+# %% ../../nbs/model_util/04_retrain_dir.ipynb #e19af168
+def _card(directory: RetrainDir) -> list[list[str]]:
+    """What a person wants to know of a directory; files are counted, not read."""
+    from dattri.metric.display import shown_path  # noqa: PLC0415  (it stands on this module)
+
+    metadata, path, runs = directory.metadata, shown_path(directory.path), directory.num_runs
+    files = [directory.checkpoint(subset, run) for subset in directory.subsets for run in range(runs)]
+    missing = [f"{file.parent.name}/{file.name}" for file in files if not file.exists()]
+    is_loo = directory.kind.mode == "loo"
+    lots = "each without one sample" if is_loo else f"{len(directory.subsets)} subsets of {runs} runs"
+    rows = [
+        ["retrained models", path],
+        ["trained by", f"{metadata['train_func']}, {metadata.get('data_length', '?')} samples, {_seed_of(metadata)}"],
+        ["models", f"{len(files) - len(missing)} of {len(files)} found ({lots})"],
+    ]
+    if missing:
+        rows.append(["missing", ", ".join(missing[:3]) + f" and {len(missing) - 3} more" * (len(missing) > 3)])
+    if not missing:
+        kind = "loo" if is_loo else "lds"
+        rows.append(["next", f"calculate_{kind}_ground_truth(target_func, {path!r}, test_dataloader)"])
+    elif "format" in metadata:
+        with suppress(ValueError, OSError):  # the subsets cannot be read: an error where they are needed
+            rows.append(["next", shortened(_call(directory, path))])
+    return rows
+
+
+def _seed_of(metadata: Mapping[str, Any]) -> str:
+    """The seed, or that it is not known."""
+    return f"seed {metadata['seed']}" if "seed" in metadata else "another tool"
