@@ -13,10 +13,12 @@ import torch
 from benchmark_helpers import SMALL
 from helpers import files
 from huggingface_hub import DatasetCard, HfApi, constants
+from typer.testing import CliRunner
 
 from dattri import build_benchmark, evaluate, publish_benchmark, register_setting
 from dattri.benchmark.load import load_setting
 from dattri.benchmark.sharing import leaderboard_from, publish_scores
+from dattri.cli import app
 
 pytestmark = pytest.mark.usefixtures("one_thread", "registry")
 SETTING = replace(SMALL, repo_id=None, metrics=("lds", "loo", "mislabel"), num_subsets=12, num_runs=2)
@@ -388,3 +390,20 @@ def test_files_of_the_leaderboard(on_hub, home, tmp_path):
     assert written["publications"][0]["seconds"] is None and len(written["rows"]) == len(board.rows)
     with pytest.raises(ValueError, match="path: expected a name"):
         board.save(tmp_path / "board.xls")
+
+
+def test_in_a_terminal(hub, home, tmp_path):
+    register_setting(SETTING)
+    np.save(tmp_path / "a.npy", matrix().numpy())
+    setting = "--model", "lr", "--dataset", "points", "--download-path", str(home)
+    options = "--method", "TRAK", "--seconds", "2", "--hardware", "two cores", "--license", "mit"
+    told = CliRunner().invoke(app, ["publish-scores", str(tmp_path / "a.npy"), "ann/trak", *setting, *options])
+    place = told.output.split("--from ")[1].strip()
+    card = DatasetCard(hub.files("ann/trak")["README.md"].decode())
+    assert place.startswith("ann/trak@") and card.data.license == "mit"
+    mine = "--scores", f"mine={tmp_path / 'a.npy'}", "--out", str(tmp_path / "board.json")
+    shown = CliRunner().invoke(app, ["leaderboard", *setting, "--from", place, "--no-baselines", *mine]).output
+    assert "two cores" in shown and "mine *" in shown and "TRAK" in shown
+    assert json.loads((tmp_path / "board.json").read_text())["publications"][0]["seconds"] == 2
+    failed = CliRunner().invoke(app, ["leaderboard", *setting, "--from", "trak"])
+    assert failed.exit_code == 1 and "Error: repo_ids: expected names" in failed.output
