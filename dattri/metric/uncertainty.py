@@ -144,10 +144,10 @@ def _named_pair(name: str, score: Any, ground_truth: Any) -> RankedPair:
         raise type(error)(message) from error
 
 
-def _compared(a: LeftOut, b: LeftOut, confidence: float) -> Comparison:
-    """The same of correlations without each subset."""
+def _compared(a: LeftOut, b: LeftOut, confidence: float, least: int = 3) -> Comparison:
+    """The same of correlations without each subset, or model, of which there are at least so many."""
     known = ~(a.without.isnan() | b.without.isnan()).any(1) & ~(a.whole.isnan() | b.whole.isnan())
-    if a.without.shape[1] < 3 or not bool(known.any()):
+    if a.without.shape[1] < least or not bool(known.any()):
         differences = a.whole - b.whole
         return Comparison(float(differences[~differences.isnan()].mean()), math.nan, math.nan, math.nan)
     pair = [LeftOut(part.whole[known].clamp(-1, 1), part.without[known].clamp(-1, 1)) for part in (a, b)]
