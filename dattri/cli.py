@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -236,6 +236,10 @@ def leaderboard(
         list[str] | None,
         typer.Option(help="NAME=FILE, a file or folder as for `dattri evaluate`; may be repeated.")
     ] = None,
+    published: Annotated[
+        list[str] | None,
+        typer.Option("--from", help="Repository that publish-scores wrote, you/yours; may be repeated.")
+    ] = None,
     metric: Annotated[
         list[str] | None, typer.Option(help="May be repeated. Default: lds and loo; without --scores all.")
     ] = None,
@@ -247,16 +251,23 @@ def leaderboard(
     device: Device = None,
     n_jobs: Jobs = None,
 ) -> None:
-    """Judge several files of scores with a benchmark: one table, with intervals, ceiling and paired differences."""
+    """Judge files of scores, and published ones, with a benchmark: one table with intervals and paired differences."""
     from dattri.benchmark.leaderboard import evaluate as judge_all  # noqa: PLC0415
     from dattri.benchmark.settings import find_setting  # noqa: PLC0415
+    from dattri.benchmark.sharing import leaderboard_from  # noqa: PLC0415
 
     with _one_line_errors():
         methods, setting = _named_files(scores or []), find_setting(model, dataset)
         metrics = metric or [name for name in setting.metrics if name != "mislabel" or not methods]
-        board = judge_all(
-            methods, setting, metrics=metrics, baselines=_beside(baselines), download_path=download_path, device=device,
-            n_jobs=n_jobs,
+        options: dict[str, Any] = {
+            "metrics": metrics, "baselines": _beside(baselines), "download_path": download_path, "device": device,
+            "n_jobs": n_jobs,
+        }
+        if published:
+            options["metrics"] = metric or None  # those that something was published for
+        board = (
+            leaderboard_from(published, benchmark=setting, scores=methods, **options)
+            if published else judge_all(methods, setting, **options)
         )
         typer.echo(str(board))
         if out is not None:
@@ -344,3 +355,28 @@ def publish(
     with _one_line_errors():
         commit = publish_benchmark(path, repo_id, private=private, license=license_name)
     typer.echo(f"Published: repo_id={repo_id!r}, revision={commit!r}")
+
+# %% ../nbs/cli.ipynb #newps
+@app.command("publish-scores")
+def publish_method(
+    scores: Annotated[Path, typer.Argument(help="A .npy or .pt file of shape (num_train, num_test).")],
+    repo_id: Annotated[str, typer.Argument(help="Data set repository of this method, e.g. you/your-method.")],
+    model: Model,
+    dataset: Dataset,
+    method: Annotated[str, typer.Option(help="Name of the method in tables.")],
+    seconds: Annotated[float | None, typer.Option(help="How long the scores took.")] = None,
+    hardware: Annotated[str | None, typer.Option(help="On what.")] = None,
+    download_path: Home = _HOME,
+    private: Annotated[bool, typer.Option(help="A new repository is for you alone.")] = False,
+    license_name: Annotated[str, typer.Option("--license", help="For the card, e.g. mit or cc-by-4.0.")] = "unknown",
+) -> None:
+    """Upload a method's scores to the Hugging Face hub, for `dattri leaderboard --from`."""
+    from dattri.benchmark.sharing import publish_scores  # noqa: PLC0415
+
+    with _one_line_errors():
+        commit = publish_scores(
+            scores, repo_id, (model, dataset), method=method, seconds=seconds, hardware=hardware,
+            download_path=download_path, private=private, license=license_name,
+        )
+    where = f"--model {model} --dataset {dataset} --from {repo_id}@{commit}"
+    typer.echo(f"Published. To compare it with others: dattri leaderboard {where}")

@@ -9,7 +9,8 @@ import hashlib
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +68,8 @@ def publish_benchmark(
     root = Path(path).expanduser().absolute()
     manifests = _built(root)
     names = ", ".join(folder.name for folder in manifests)
-    try:
+    with uploading(names, repo_id):
         return _upload(manifests, repo_id, f"Add {names}", private=private, license=license)
-    except Exception as error:  # whatever the client raises
-        raise OSError(
-            f"{names} was not published to {repo_id}: {type(error).__name__}: {error}. Check the network, and that "
-            "HF_TOKEN or `hf auth login` lets you write there."
-        ) from error
 
 
 def _built(root: Path) -> dict[Path, Manifest]:
@@ -94,6 +90,18 @@ def _built(root: Path) -> dict[Path, Manifest]:
                 raise ValueError(f"{folder / name} {what}; call build_benchmark again to restore it")
     return built
 
+# %% ../../nbs/benchmark/04_hub.ipynb #new1
+@contextmanager
+def uploading(what: str, repo_id: str) -> Iterator[None]:
+    """`OSError` naming what was not published, and what to do, for whatever the client of the hub raises."""
+    try:
+        yield
+    except Exception as error:  # whatever the client raises
+        raise OSError(
+            f"{what} was not published to {repo_id}: {type(error).__name__}: {error}. Check the network, and that "
+            "HF_TOKEN or `hf auth login` lets you write there."
+        ) from error
+
 # %% ../../nbs/benchmark/04_hub.ipynb #6215859c
 def _upload(manifests: Mapping[Path, Manifest], repo_id: str, message: str, *, private: bool, license: str) -> str:  # noqa: A002
     """Upload benchmarks in one commit."""
@@ -101,11 +109,11 @@ def _upload(manifests: Mapping[Path, Manifest], repo_id: str, message: str, *, p
 
     api = HfApi(library_name="dattri")
     api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
-    others = _published(api, repo_id)
+    others = published(api, repo_id, rf"([\w.-]+)/{MANIFEST}")
     card = dataset_card(
         repo_id, {**others, **{folder.name: manifest for folder, manifest in manifests.items()}}, license
     )
-    operations = [CommitOperationAdd("README.md", card.encode())] if _may_write_card(api, repo_id) else []
+    operations = [CommitOperationAdd("README.md", card.encode())] if may_write_card(api, repo_id) else []
     first = next(iter(manifests))
     with tempfile.TemporaryDirectory(dir=first.parent, prefix=f".{first.name}.", suffix=".part") as zips:
         for folder, manifest in manifests.items():
@@ -136,20 +144,23 @@ _MARK = "<!-- rendered by dattri from the manifests in this repository -->"
 
 def dataset_card(repo_id: str, manifests: Mapping[str, Manifest], license: str) -> str:  # noqa: A002
     """Text of a dataset card for benchmarks by name: description, how to load them, and checks."""
-    from huggingface_hub import DatasetCard, DatasetCardData  # noqa: PLC0415
-
     size = max(int(manifest.setting.get("train_size", "0")) for manifest in manifests.values())
     category = next((name for most, name in _SIZES.items() if size < most), "n>1M")
-    data = DatasetCardData(
-        license=license, size_categories=[category], tags=["training-data-attribution", "dattri"],
-        pretty_name=repo_id.rsplit("/", maxsplit=1)[-1]
-    )
     sections = "\n".join(_section(repo_id, manifest) for _, manifest in sorted(manifests.items()))
     introduction = (
         "Trained models and ground truth from retraining, for judging training-data attribution; built and loaded by "
         "[dattri](https://github.com/trais-lab/dattri).\n"
     )
-    return str(DatasetCard(f"---\n{data.to_yaml()}\n---\n\n{_MARK}\n\n{introduction}\n{sections}"))
+    return card_of(repo_id, f"{_MARK}\n\n{introduction}\n{sections}", license=license, size_categories=[category])
+
+
+def card_of(repo_id: str, text: str, **data: Any) -> str:
+    """A dataset card with this text below the data that the hub reads."""
+    from huggingface_hub import DatasetCard, DatasetCardData  # noqa: PLC0415
+
+    tags, name = ["training-data-attribution", "dattri"], repo_id.rsplit("/", maxsplit=1)[-1]
+    head = DatasetCardData(tags=tags, pretty_name=name, **data).to_yaml()
+    return str(DatasetCard(f"---\n{head}\n---\n\n{text}"))
 
 
 _SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M"}
@@ -174,10 +185,13 @@ register_setting(replace(find_setting({model!r}, {dataset!r}), repo_id={repo_id!
 attributes, ground_truth = load_benchmark({model!r}, {dataset!r}, {metric!r})
 ```
 """
-    for head, rows in tables.items():
-        lines = (f"| {name} | {value} |" for name, value in ((_cell(name), _cell(value)) for name, value in rows))
-        text += "\n".join(["", head, "|---|---|", *lines, ""])
-    return text
+    return text + "".join(card_table(head, rows) for head, rows in tables.items())
+
+
+def card_table(head: str, rows: Iterable[tuple[str, str]]) -> str:
+    """A table of a card with two columns."""
+    lines = (f"| {_cell(name)} | {_cell(value)} |" for name, value in rows)
+    return "\n".join(["", head, "|---|---|", *lines, ""])
 
 
 def _cell(text: str) -> str:
@@ -185,24 +199,23 @@ def _cell(text: str) -> str:
     return re.sub(r"[|<>`\n]", " ", text)
 
 # %% ../../nbs/benchmark/04_hub.ipynb #8bc1e2a5
-def _published(api: Any, repo_id: str) -> dict[str, Manifest]:
-    """Manifests of a repository's benchmarks, by name; unreadable ones are left out of the card."""
+def published(api: Any, repo_id: str, pattern: str) -> dict[str, Manifest]:
+    """Manifests in a repository by what the group of a pattern matches; unreadable ones are left out of the card."""
     manifests = {}
     for name in api.list_repo_files(repo_id, repo_type="dataset"):
-        if re.fullmatch(rf"[\w.-]+/{MANIFEST}", name):
-            file = Path(api.hf_hub_download(repo_id, name, repo_type="dataset"))
+        if found := re.fullmatch(pattern, name):
             try:
-                manifests[name.split("/")[0]] = Manifest.parse(file.read_bytes(), file)
+                manifests[found[1]] = parse_manifest(Path(api.hf_hub_download(repo_id, name, repo_type="dataset")))
             except ValueError:
                 continue
     return manifests
 
 
-def _may_write_card(api: Any, repo_id: str) -> bool:
+def may_write_card(api: Any, repo_id: str, mark: str = _MARK) -> bool:
     """Whether a repository has no card, or one rendered here."""
     if not api.file_exists(repo_id, "README.md", repo_type="dataset"):
         return True
-    return _MARK in Path(api.hf_hub_download(repo_id, "README.md", repo_type="dataset")).read_text(errors="replace")
+    return mark in Path(api.hf_hub_download(repo_id, "README.md", repo_type="dataset")).read_text(errors="replace")
 
 # %% ../../nbs/benchmark/04_hub.ipynb #13e6766a
 def _is_as_named(file: Path) -> bool:
@@ -225,7 +238,9 @@ def commit_of(file: Path) -> str:
     return commits[0]
 
 # %% ../../nbs/benchmark/04_hub.ipynb #5241c77e
-def fetch_file(repo_id: str, name: str, revision: str | None = None, *, force: bool = False) -> Path:
+def fetch_file(
+    repo_id: str, name: str, revision: str | None = None, *, force: bool = False, most_bytes: int | None = None
+) -> Path:
     """A file of a data set repository, from the cache of `huggingface_hub` or from the hub.
 
     Parameters
@@ -236,6 +251,8 @@ def fetch_file(repo_id: str, name: str, revision: str | None = None, *, force: b
         Branch, tag or commit. Default: the main branch.
     force : bool
         Whether to download again even if the file is in the cache.
+    most_bytes : int, optional
+        A larger file, as the hub states its size, is not downloaded.
 
     Returns
     -------
@@ -249,6 +266,8 @@ def fetch_file(repo_id: str, name: str, revision: str | None = None, *, force: b
     OSError
         If the hub cannot be reached, the download is truncated, or its bytes differ. Each error names file, URL and
         remedy.
+    ValueError
+        If the file is larger than `most_bytes`.
     """
     from huggingface_hub import errors, hf_hub_download, hf_hub_url  # noqa: PLC0415  (reads HF_ENDPOINT at import)
 
@@ -256,12 +275,13 @@ def fetch_file(repo_id: str, name: str, revision: str | None = None, *, force: b
 
     what = f"{name} of the data set {repo_id} ({hf_hub_url(repo_id, name, repo_type='dataset', revision=revision)})"
     try:
-        _check_answer(hf_hub_url(repo_id, name, repo_type="dataset", revision=revision), absent)
-        file = Path(
-            hf_hub_download(
-                repo_id, name, repo_type="dataset", revision=revision, force_download=force, library_name="dattri"
+        size, file = _checked_size(hf_hub_url(repo_id, name, repo_type="dataset", revision=revision), absent), None
+        if most_bytes is None or size <= most_bytes:
+            file = Path(
+                hf_hub_download(
+                    repo_id, name, repo_type="dataset", revision=revision, force_download=force, library_name="dattri"
+                )
             )
-        )
     except Exception as error:  # the client raises many errors for networks, disks and servers
         if isinstance(error, absent) and not isinstance(error, errors.LocalEntryNotFoundError):
             raise FileNotFoundError(
@@ -275,6 +295,8 @@ def fetch_file(repo_id: str, name: str, revision: str | None = None, *, force: b
             'HF_ENDPOINT and HF_HUB_OFFLINE, if you set them) and call again. load_benchmark("lr", "digits", ...) '
             'needs no network.'
         ) from error
+    if file is None:
+        raise ValueError(f"{what} has {size:,} bytes, expected at most {most_bytes:,}; it was not downloaded")
     if not _is_as_named(file):
         file.resolve().unlink()
         file.unlink(missing_ok=True)
@@ -284,8 +306,11 @@ def fetch_file(repo_id: str, name: str, revision: str | None = None, *, force: b
     return file
 
 
-def _check_answer(url: str, absent: tuple[type[Exception], ...]) -> None:
-    """`ValueError` if the hub's names, which the client uses as paths, would lead out of its cache."""
+def _checked_size(url: str, absent: tuple[type[Exception], ...]) -> int:
+    """Bytes of a file as the hub has it, 0 if it does not say.
+
+    `ValueError` if the hub's names, which the client uses as paths, would lead out of its cache.
+    """
     from huggingface_hub import get_hf_file_metadata  # noqa: PLC0415
 
     try:
@@ -293,10 +318,12 @@ def _check_answer(url: str, absent: tuple[type[Exception], ...]) -> None:
     except absent:
         raise
     except Exception:  # offline or network errors: the client handles these, and knows its cache
-        return
+        return 0
     commit, etag = str(answer.commit_hash), str(answer.etag)
     if not re.fullmatch("[0-9a-f]{40}", commit) or not re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", etag):
         raise ValueError(f"the hub gave commit {commit!r:.80} and hash {etag!r:.80}, expected hexadecimal digits")
+    return answer.size or 0
+
 
 # %% ../../nbs/benchmark/04_hub.ipynb #1cfe1447
 def fetch_manifest(repo_id: str, benchmark: str, commit: str | None, *, force: bool = False) -> Manifest | None:
@@ -329,6 +356,11 @@ def fetch_manifest(repo_id: str, benchmark: str, commit: str | None, *, force: b
             stacklevel=2,
         )
         return None
+    return parse_manifest(file)
+
+
+def parse_manifest(file: Path) -> Manifest:
+    """The manifest in a file; `ValueError` if it is damaged, or larger than any manifest."""
     if file.stat().st_size > _LARGEST_MANIFEST:
         raise ValueError(
             f"{file} has {file.stat().st_size:,} bytes, expected at most {_LARGEST_MANIFEST:,}: it is not a manifest"
