@@ -32,7 +32,7 @@ setup(
     python_requires=f">={settings['min_python']}",
     install_requires=lines("requirements"),
     extras_require={extra: lines(f"{extra}_requirements") for extra in ("text", "music", "dev")},
-    entry_points={"console_scripts": lines("console_scripts")},
+    entry_points={"console_scripts": lines("console_scripts"), "nbdev": ["dattri=dattri._docs:LINKS"]},
     classifiers=[
         "Development Status :: 3 - Alpha",
         f"Intended Audience :: {settings['audience']}",

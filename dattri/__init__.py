@@ -44,8 +44,11 @@ _PUBLIC = {
             "How much better is the mean LDS of `a` than that of `b`, over infinitely many subsets and test samples?",
         "loo_interval":
             "Mean leave-one-out correlation, and a confidence interval over infinitely many removed and test samples.",
+        "compare_loo": "How much better is the mean leave-one-out correlation of `a` than that of `b`?",
         "mislabel_interval":
             "Area under the ROC curve of finding mislabelled samples, and a confidence interval for it.",
+        "compare_mislabel":
+            "How much better does `a` find mislabelled samples than `b`, by the area under the ROC curve?",
     },
     "metric.ceiling": {
         "lds_ceiling":
@@ -73,8 +76,11 @@ _PUBLIC = {
         "judge": "Judge scores with the metric that a ground truth is for: numbers, a summary and a picture."
     },
     "metric.files": {
-        "read_scores": "Scores from a file of `torch.save` or `numpy.save`; nothing in it is run.",
+        "read_scores": "Scores from a file or folder of torch, numpy or an attribution library; nothing in it is run.",
         "read_ground_truth": "Ground truth from a file of `torch.save` or `numpy.save`; nothing in it is run.",
+    },
+    "metric.orientation": {
+        "check_orientation": "Warn if scores seem to have the opposite sign, or to be transposed."
     },
     "benchmark.load": {
         "load_benchmark": "What is needed to benchmark an attribution method on a setting, and the ground truth."
@@ -97,12 +103,24 @@ _PUBLIC = {
     },
     "benchmark.baselines": {
         "influence_function":
-            "Influence of training samples on test samples, with the explicit Hessian of the mean training loss.",
+            "Influence of training samples on test samples, by the inverse curvature of the mean training loss.",
+        "trak":
+            "TRAK: attribution for the linear model in projected gradients that stands for a classifier, over several "
+            "models.",
+        "tracin":
+            "TracIn: gradient dot products at several checkpoints, weighted by their learning rates and added up.",
         "gradient_dot": "Dot products of the gradients of training and test samples.",
         "gradient_cosine": "Cosines between the gradients of training and test samples.",
     },
     "benchmark.leaderboard": {
         "evaluate": "Judge methods by everything that a benchmark has ground truth for."
+    },
+    "benchmark.sharing": {
+        "publish_scores":
+            "Upload a method's scores for a benchmark to a data set repository of the Hugging Face hub.",
+        "leaderboard_from":
+            "Judge scores that others have published: each value is computed here, from their files and your ground "
+            "truth.",
     },
     "benchmark.utils": {
         "flip_label": "Give a share of the samples a wrong label.",
@@ -124,25 +142,30 @@ if TYPE_CHECKING:  # what an editor knows of the names
     from dattri.metric.ground_truth import GroundTruth, Targets
     from dattri.model_util.target import EnsembleTarget
     from dattri.metric.correlation import lds, loo_corr, Predictions
-    from dattri.metric.uncertainty import lds_interval, compare_lds, loo_interval, mislabel_interval
+    from dattri.metric.uncertainty import lds_interval, compare_lds, loo_interval, compare_loo
+    from dattri.metric.uncertainty import mislabel_interval, compare_mislabel
     from dattri.metric.ceiling import lds_ceiling, ceiling_share, plan_lds
     from dattri.metric.removal import removal_test, brittleness
     from dattri.metric.mislabel import mislabel_detection_auc
     from dattri.metric.retrieval import retrieval_metrics, class_share, top_overlap, detection_curve
     from dattri.metric.report import judge
     from dattri.metric.files import read_scores, read_ground_truth
+    from dattri.metric.orientation import check_orientation
     from dattri.benchmark.load import load_benchmark
     from dattri.benchmark.settings import list_benchmarks, find_setting, register_setting, Setting
     from dattri.benchmark.build import build_benchmark
     from dattri.benchmark.hub import publish_benchmark
     from dattri.benchmark.datasets import Datasets, digits
-    from dattri.benchmark.baselines import influence_function, gradient_dot, gradient_cosine
+    from dattri.benchmark.baselines import influence_function, trak, tracin, gradient_dot, gradient_cosine
     from dattri.benchmark.leaderboard import evaluate
+    from dattri.benchmark.sharing import publish_scores, leaderboard_from
     from dattri.benchmark.utils import flip_label, SubsetSampler
 
 # %% ../nbs/front_door.ipynb #b3061a21
 def __getattr__(name: str) -> object:
     """A name of the front door, loaded when it is first used."""
+    if name == "plot":
+        return _import_module("dattri.plot")
     if name not in _HOMES:
         raise AttributeError(f"module 'dattri' has no attribute {name!r}; it offers {', '.join(_HOMES)}")
     value = getattr(_import_module(f"dattri.{_HOMES[name]}"), name)

@@ -5,13 +5,17 @@
 # %% ../nbs/docs_pages.ipynb #c9972620
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 import warnings
+from pathlib import Path
 from typing import Any
 
 from fastcore.docments import MarkdownRenderer
 from nbdev.showdoc import BasicMarkdownRenderer
+
+from . import _modidx
 
 # %% auto #0
 __all__ = ['NumpyRenderer']
@@ -107,3 +111,17 @@ class _Body(MarkdownRenderer):
 
 class NumpyRenderer(BasicMarkdownRenderer, _Body):
     """Heading and source link by nbdev, the rest by `_Body`."""
+
+# %% ../nbs/docs_pages.ipynb #newl2
+def _shown_symbols(index: dict[str, Any], package: Path) -> dict[str, Any]:
+    """An index of symbols with the names of each module's ``__all__`` alone; the files are read, not imported."""
+    symbols = {}
+    for module, places in index["syms"].items():
+        file = package.joinpath(*module.split(".")[1:]).with_suffix(".py")
+        listed = re.search(r"^__all__ = (\[.*?\])", file.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+        shown = {f"{module}.{name}" for name in ast.literal_eval(listed[1])} if listed else set()
+        symbols[module] = {name: place for name, place in places.items() if name in shown}
+    return {**index, "syms": symbols}
+
+
+LINKS = _shown_symbols(_modidx.d, Path(str(_modidx.__file__)).parent)  # what the entry point names

@@ -324,7 +324,6 @@ def _checked_size(url: str, absent: tuple[type[Exception], ...]) -> int:
         raise ValueError(f"the hub gave commit {commit!r:.80} and hash {etag!r:.80}, expected hexadecimal digits")
     return answer.size or 0
 
-
 # %% ../../nbs/benchmark/04_hub.ipynb #1cfe1447
 def fetch_manifest(repo_id: str, benchmark: str, commit: str | None, *, force: bool = False) -> Manifest | None:
     """The published manifest of a benchmark; None if the repository has none at this commit.

@@ -25,7 +25,7 @@ from .settings import Setting, find_setting
 from ..metric import compare_lds, lds_ceiling, lds_interval, loo_interval, mislabel_interval
 from ..metric.uncertainty import compare_loo, compare_mislabel
 from ..metric.correlation import Predictions
-from ..metric.display import MARKERS, as_html, as_text, axes_or_new
+from ..metric.display import as_html, as_text
 from ..metric.files import read_scores
 from ..metric.orientation import check_orientation
 from ..model_util.checkpoint import atomic_write
@@ -137,23 +137,9 @@ class Leaderboard:
         -------
         matplotlib.axes.Axes
         """
-        rows = [row for row in self.rows if row.metric == metric and not math.isnan(row.value)]
-        ax = axes_or_new(ax, (6, 0.8 + 0.4 * len(rows)))
-        for place, row in enumerate(reversed(rows)):
-            if not math.isnan(row.low):  # corrected for bias, so that it may lie beside the value
-                middle, half = (row.low + row.high) / 2, (row.high - row.low) / 2
-                ax.errorbar(middle, place, xerr=half, fmt="none", ecolor="k", capsize=3)
-            ax.plot(row.value, place, "k" + MARKERS[not row.is_best])
-        for ceiling in {row.ceiling for row in rows if not math.isnan(row.ceiling)}:
-            ax.axvline(ceiling, color="0.4", linestyle="--")
-            above = {"transform": ax.get_xaxis_transform(), "ha": "center", "size": "small"}
-            ax.text(ceiling, 1.02, f"ceiling {ceiling:.2f}", **above)
-        ax.axvline(0.5 if metric == "mislabel" else 0, color="0.7", linewidth=1)
-        ax.set_yticks(range(len(rows)), [row.method for row in reversed(rows)])
-        ax.set_ylim(-0.7, len(rows) - 0.3)
-        ax.set(xlabel=f"{_TITLES[metric]}, 95% interval")
-        ax.set_title(self.benchmark, pad=16)  # above the word for the ceiling
-        return ax
+        from dattri.plot import methods  # noqa: PLC0415  (it stands on what this module stands on)
+
+        return methods(self, ax, metric=metric)
 
 
 _HEAD = ("value", "95% interval", "of ceiling", "behind the best", "checkpoints", "seconds")

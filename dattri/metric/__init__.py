@@ -22,6 +22,8 @@ from dattri.metric.uncertainty import (
     Comparison,
     ConfidenceInterval,
     compare_lds,
+    compare_loo,
+    compare_mislabel,
     lds_interval,
     loo_interval,
     mislabel_interval,
@@ -30,7 +32,7 @@ from dattri.metric.uncertainty import (
 __all__ = [
     "Ceiling", "Comparison", "ConfidenceInterval", "Correlation", "GroundTruth", "MislabelDetection", "Predictions",
     "RocCurve", "Targets", "brittleness", "calculate_lds_ground_truth", "calculate_loo_ground_truth",
-    "calculate_targets", "ceiling_share", "class_share", "compare_lds", "detection_curve", "lds", "lds_ceiling",
-    "lds_interval", "loo_corr", "loo_interval", "mislabel_detection_auc", "mislabel_interval", "plan_lds",
-    "removal_test", "retrieval_metrics", "top_overlap",
+    "calculate_targets", "ceiling_share", "class_share", "compare_lds", "compare_loo", "compare_mislabel",
+    "detection_curve", "lds", "lds_ceiling", "lds_interval", "loo_corr", "loo_interval", "mislabel_detection_auc",
+    "mislabel_interval", "plan_lds", "removal_test", "retrieval_metrics", "top_overlap",
 ]
