@@ -356,7 +356,10 @@ def all_digits(population):
         yield from digits_ceilings(name, population(name))
 
 
-NAMES = ("compare_lds", "loo_interval", "mislabel_interval", "lds_ceiling", "ceiling_share")
+NAMES = (
+    "compare_lds", "compare_loo", "compare_mislabel", "loo_interval", "mislabel_interval", "lds_ceiling",
+    "ceiling_share",
+)  # fmt: skip
 
 
 def measured(pool, repeats, wanted):

@@ -116,7 +116,7 @@ class Beside:
         return self.baseline.function(given, given.checkpoints[:number])
 
 # %% ../../nbs/benchmark/20_beside.ipynb #ffcf868b
-def is_classifier(given: Given) -> bool:
+def _is_classifier(given: Given) -> bool:
     """Whether the model gives logits for one class number per sample."""
     inputs, label = given.train[0]
     with torch.no_grad():
@@ -124,52 +124,53 @@ def is_classifier(given: Given) -> bool:
     return getattr(said, "ndim", 0) == 2 and said.shape[1] > 1 and torch.as_tensor(label).ndim == 0
 
 
-def is_text(given: Given) -> bool:
+def _is_text(given: Given) -> bool:
     """Whether inputs are sequences of token numbers, for which there are test samples."""
     inputs = given.train[0][0]
-    return has_tests(given) and isinstance(inputs, torch.Tensor) and inputs.ndim == 1 and not inputs.is_floating_point()
+    numbers = isinstance(inputs, torch.Tensor) and inputs.ndim == 1 and not inputs.is_floating_point()
+    return numbers and _has_tests(given)
 
 
-def has_tests(given: Given) -> bool:
+def _has_tests(given: Given) -> bool:
     """Whether samples are compared with others than themselves."""
     return given.test is not None
 
 
-def has_hidden(given: Given) -> bool:
+def _has_hidden(given: Given) -> bool:
     """Whether something reaches a last linear layer that can be compared."""
-    return has_tests(given) and any(isinstance(part, nn.Linear) for part in given.model.modules())
+    return _has_tests(given) and any(isinstance(part, nn.Linear) for part in given.model.modules())
 
 
-def is_lds(given: Given) -> bool:
+def _is_lds(given: Given) -> bool:
     """Whether there are subsets to fit to."""
     return given.metric == "lds"
 
 
-def always(given: Given) -> bool:  # noqa: ARG001
+def _always(given: Given) -> bool:  # noqa: ARG001
     """For whatever there is."""
     return True
 
 # %% ../../nbs/benchmark/20_beside.ipynb #3b720112
-def of_gradients(given: Given) -> int:
+def _of_gradients(given: Given) -> int:
     """Numbers in the gradients of training samples, as often as they are computed for one model."""
     held = max(1, given.max_bytes // (16 * given.size()))
     rounds = 1 if given.test is None else math.ceil(len(given.test) / held)
     return rounds * len(given.train) * given.size()
 
 
-def of_curvature(given: Given) -> int:
+def _of_curvature(given: Given) -> int:
     """Numbers in products with the curvature: one for each of its rows, or some fifty for each sample."""
     count, samples = given.size(), len(given.train if given.test is None else given.test)
     return len(given.train) * count * (count if count <= 20_000 else 50 * samples)
 
 
-def of_projections(given: Given) -> int:
+def _of_projections(given: Given) -> int:
     """Numbers in gradients, each of which is multiplied by many, which costs as much as some."""
     return 16 * len(given.train) * given.size()
 
 
-def nothing(given: Given) -> int:  # noqa: ARG001
-    """Next to nothing."""
+def _nothing(given: Given) -> int:  # noqa: ARG001
+    """Next to _nothing."""
     return 0
 
 # %% ../../nbs/benchmark/20_beside.ipynb #aeb6ff06
@@ -206,22 +207,22 @@ def _datamodel(given: Given, checkpoints: list[str]) -> Any:  # noqa: ARG001
 
 
 def _random(given: Given, checkpoints: list[str]) -> torch.Tensor:  # noqa: ARG001
-    """Normal scores that know nothing."""
+    """Normal scores that know _nothing."""
     shape = (len(given.train),) if given.test is None else (len(given.train), len(given.test))
     return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
 
 _ALL = 10**9
 BASELINES = {
-    "influence function": Baseline(partial(_with_gradients, influence_function), 1, of_curvature, always),
-    "TRAK": Baseline(_trak, _ALL, of_projections, is_classifier),
-    "TRAK, one model": Baseline(_trak, 1, of_projections, is_classifier),
-    "TracIn": Baseline(_tracin, _ALL, of_gradients, always),
-    "gradient dot product": Baseline(partial(_with_gradients, gradient_dot), 1, of_gradients, always),
-    "gradient cosine": Baseline(partial(_with_gradients, gradient_cosine), 1, of_gradients, has_tests),
-    "representation similarity": Baseline(_representations, 1, nothing, has_hidden),
-    "BM25": Baseline(_texts, 0, nothing, is_text),
-    "linear datamodel": Baseline(_datamodel, 0, nothing, is_lds),
-    "random": Baseline(_random, 0, nothing, always),
+    "influence function": Baseline(partial(_with_gradients, influence_function), 1, _of_curvature, _always),
+    "TRAK": Baseline(_trak, _ALL, _of_projections, _is_classifier),
+    "TRAK, one model": Baseline(_trak, 1, _of_projections, _is_classifier),
+    "TracIn": Baseline(_tracin, _ALL, _of_gradients, _always),
+    "gradient dot product": Baseline(partial(_with_gradients, gradient_dot), 1, _of_gradients, _always),
+    "gradient cosine": Baseline(partial(_with_gradients, gradient_cosine), 1, _of_gradients, _has_tests),
+    "representation similarity": Baseline(_representations, 1, _nothing, _has_hidden),
+    "BM25": Baseline(_texts, 0, _nothing, _is_text),
+    "linear datamodel": Baseline(_datamodel, 0, _nothing, _is_lds),
+    "random": Baseline(_random, 0, _nothing, _always),
 }
 SIMPLE = ("gradient dot product", "random")
