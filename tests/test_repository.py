@@ -128,6 +128,15 @@ def test_workflows_run_what_setup_declares():
     assert {"dependabot.yml", "docs.yml", "bug_report.yml", "feature_request.yml"} < set(files)
 
 
+@pytest.mark.parametrize(("page", "file"), [("how_it_works", "ARCHITECTURE"), ("changelog", "CHANGELOG")])
+def test_pages_show_their_file(page, file):
+    """The committed output of the page is the text of the file below its title: else run the notebook again."""
+    cells = json.loads((ROOT / "nbs" / f"{page}.ipynb").read_text())["cells"]
+    (output,) = cells[-1]["outputs"]
+    text = (ROOT / f"{file}.md").read_text()
+    assert "".join(output["data"]["text/markdown"]) == text.partition("\n")[2].strip()
+
+
 def test_constraints_pin_every_requirement():
     parser = ConfigParser(delimiters=["="])
     parser.read(ROOT / "settings.ini")
