@@ -154,15 +154,6 @@ def dataset_card(repo_id: str, manifests: Mapping[str, Manifest], license: str) 
     return card_of(repo_id, f"{_MARK}\n\n{introduction}\n{sections}", license=license, size_categories=[category])
 
 
-def card_of(repo_id: str, text: str, **data: Any) -> str:
-    """A dataset card with this text below the data that the hub reads."""
-    from huggingface_hub import DatasetCard, DatasetCardData  # noqa: PLC0415
-
-    tags, name = ["training-data-attribution", "dattri"], repo_id.rsplit("/", maxsplit=1)[-1]
-    head = DatasetCardData(tags=tags, pretty_name=name, **data).to_yaml()
-    return str(DatasetCard(f"---\n{head}\n---\n\n{text}"))
-
-
 _SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M"}
 
 
@@ -187,7 +178,16 @@ attributes, ground_truth = load_benchmark({model!r}, {dataset!r}, {metric!r})
 """
     return text + "".join(card_table(head, rows) for head, rows in tables.items())
 
+# %% ../../nbs/benchmark/04_hub.ipynb #newc1
+def card_of(repo_id: str, text: str, **data: Any) -> str:
+    """A dataset card with this text below the data that the hub reads."""
+    from huggingface_hub import DatasetCard, DatasetCardData  # noqa: PLC0415
 
+    tags, name = ["training-data-attribution", "dattri"], repo_id.rsplit("/", maxsplit=1)[-1]
+    head = DatasetCardData(tags=tags, pretty_name=name, **data).to_yaml()
+    return str(DatasetCard(f"---\n{head}\n---\n\n{text}"))
+
+# %% ../../nbs/benchmark/04_hub.ipynb #newc2
 def card_table(head: str, rows: Iterable[tuple[str, str]]) -> str:
     """A table of a card with two columns."""
     lines = (f"| {_cell(name)} | {_cell(value)} |" for name, value in rows)
@@ -210,7 +210,7 @@ def published(api: Any, repo_id: str, pattern: str) -> dict[str, Manifest]:
                 continue
     return manifests
 
-
+# %% ../../nbs/benchmark/04_hub.ipynb #newc3
 def may_write_card(api: Any, repo_id: str, mark: str = _MARK) -> bool:
     """Whether a repository has no card, or one rendered here."""
     if not api.file_exists(repo_id, "README.md", repo_type="dataset"):
@@ -357,7 +357,7 @@ def fetch_manifest(repo_id: str, benchmark: str, commit: str | None, *, force: b
         return None
     return parse_manifest(file)
 
-
+# %% ../../nbs/benchmark/04_hub.ipynb #newc4
 def parse_manifest(file: Path) -> Manifest:
     """The manifest in a file; `ValueError` if it is damaged, or larger than any manifest."""
     if file.stat().st_size > _LARGEST_MANIFEST:

@@ -328,8 +328,7 @@ def leaderboard_from(
         baselines=baselines, download_path=download_path, device=device, n_jobs=n_jobs,
     )
     found = [_publication(name, each, workspace) for name, each in zip(names, fetched, strict=True)]
-    rows = tuple(row._replace(seconds=math.nan) if row.method in names else row for row in board.rows)
-    return SharedLeaderboard(**{**vars(board), "rows": rows}, publications=tuple(found))
+    return SharedLeaderboard(**vars(board), publications=tuple(found))
 
 # %% ../../nbs/benchmark/21_sharing.ipynb #new26
 class _Place(NamedTuple):
