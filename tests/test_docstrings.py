@@ -26,8 +26,7 @@ WITHOUT_EXAMPLES = {
     "dattri.benchmark.datasets.wikitext2": "downloads its data",
 }
 LATER = {  # still to be written
-    "lds", "loo_corr", "read_scores", "read_ground_truth", "judge", "class_share", "detection_curve",
-    "retrieval_metrics", "top_overlap", "evaluate", "gradient_cosine", "gradient_dot", "influence_function",
+    "evaluate", "gradient_cosine", "gradient_dot", "influence_function",
     "list_benchmarks", "load_benchmark", "load_setting", "find_setting", "register_setting", "run_demo",
 }  # fmt: skip
 

@@ -151,7 +151,7 @@ def test_methods_of_a_leaderboard():
     assert [text.get_text() for text in ax.get_yticklabels()] == ["best", "worst", "raised\n(no value)"]
     faces = {line.get_label(): line.get_markerfacecolor() for line in ax.lines if line.get_marker() == "o"}
     assert faces == {"best": "black", "worst": "white", "raised": "black"}
-    assert names(ax) == ["ceiling: 0.95", "random scores: 0", "best, or not told from it", "worse than the best"]
+    assert names(ax) == ["ceiling: 0.95", "random scores: 0", "best, or not distinguishable from it", "worse than the best"]
     assert names(plot.methods(BOARD, Figure().subplots(), metric="mislabel")) == ["random scores: 0.5"]
     different = Leaderboard((ROWS[0], ROWS[1]._replace(ceiling=0.9)), "lr on digits")
     ax = plot.methods(different, Figure().subplots())
@@ -334,9 +334,9 @@ BAD = {
     "other tests": (lambda: plot.distribution({"a": torch.zeros(2), "b": torch.zeros(3)}), ValueError, "a: 2, b: 3"),
     "taken name": (lambda: plot.distribution({"ceiling": torch.zeros(2)}, ceiling=torch.ones(2)), ValueError, "last"),
     "key": (lambda: plot.distribution({1: torch.zeros(2)}), TypeError, "names of methods as keys, got 1"),
-    "no test": (lambda: plot.predicted_actual(SCORE, TRUTH, test=12), ValueError, "test: .* a position of 0 to 11"),
+    "no test": (lambda: plot.predicted_actual(SCORE, TRUTH, test=12), ValueError, "test: .* a position from 0 to 11"),
     "a half": (lambda: plot.predicted_actual(SCORE, TRUTH, test=0.5), TypeError, "test: expected the position"),
-    "constant": (lambda: plot.predicted_actual(SCORE * 0, TRUTH), ValueError, "no test sample has a"),
+    "constant": (lambda: plot.predicted_actual(SCORE * 0, TRUTH), ValueError, "of every test sample is undefined"),
     "other shape": (lambda: plot.predicted_actual(SCORE[:9], TRUTH), ValueError, "score"),
     "no curve": (lambda: plot.detection({"a": 0.9}), TypeError, "curves, 'a': expected a DetectionCurve.*got float"),
     "other data": (lambda: plot.detection(CURVES | {"c": detection_curve([1, 2], [0, 1])}), ValueError, "same data"),
@@ -347,7 +347,7 @@ BAD = {
     "no flips": (lambda: plot.flips(REMOVAL), TypeError, "what brittleness returns, got RemovalTest"),
     "too few": (lambda: plot.top_samples(SCORE, TESTS, TESTS, 0), ValueError, r"score, train: .*\(40, 12\) and 12 i"),
     "turned": (lambda: plot.top_samples(SCORE, IMAGES, IMAGES, 0), ValueError, "score, test: expected a matrix"),
-    "no sample": (lambda: plot.top_samples(SCORE, IMAGES, TESTS, -1), ValueError, "sample: .* a position of 0 to"),
+    "no sample": (lambda: plot.top_samples(SCORE, IMAGES, TESTS, -1), ValueError, "sample: .* a position from 0 to"),
     "k": (lambda: plot.top_samples(SCORE, IMAGES, TESTS, 0, k=21), ValueError, "k: expected 1 to 20, half"),
     "nan": (lambda: plot.top_samples(SCORE / 0 * 0, IMAGES, TESTS, 0), ValueError, "score: NaN or infinite at train"),
     "no image": (lambda: plot.top_samples(SCORE, NO_IMAGE, TESTS, 0), ValueError, r"train, sample \d+: .*\(5,\)"),

@@ -63,7 +63,7 @@ NOTHING_TO_JUDGE = [
     ("score: the scores are constant", SCORE * 0, LOO),
     ("ground_truth: the targets of every", SCORE, (FLAT, INDICES)),
     ("ground_truth: the targets of every", SCORE, (FLAT, torch.arange(60))),
-    ("ground_truth: it speaks of 1 model", SCORE, (VALUES[:1], INDICES[:1])),
+    ("ground_truth: it has targets of 1 model", SCORE, (VALUES[:1], INDICES[:1])),
     ("ground_truth: 0 of 200 labels are wrong", SQUARE, torch.zeros(200)),
     ("ground_truth: 200 of 200", SQUARE, torch.ones(200)),
 ]

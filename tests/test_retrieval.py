@@ -249,8 +249,8 @@ LABELS = ([0, 1, 0, 1], [0, 1, 0])
 INVALID = {
     "k is 0": (ValueError, "k: expected 1 to 4", lambda: retrieve(SCORE, RIGHT, k=0)),
     "k is large": (ValueError, "k: expected 1 to 4.*got 10", lambda: class_share(SCORE, *LABELS)),
-    "k is no number": (TypeError, "k: expected a whole number, got 2.0", lambda: top_overlap(SCORE, SCORE, k=2.0)),
-    "k is a boolean": (TypeError, "k: expected a whole number", lambda: retrieve(SCORE, RIGHT, k=True)),
+    "k is no number": (TypeError, "k: expected an integer, got 2.0", lambda: top_overlap(SCORE, SCORE, k=2.0)),
+    "k is a boolean": (TypeError, "k: expected an integer", lambda: retrieve(SCORE, RIGHT, k=True)),
     "nan": (ValueError, "score: NaN or infinity at train sample 2, test sample 1", lambda: retrieve(NAN, RIGHT, k=1)),
     "nan in a tensor of columns": (
         ValueError, "score: NaN or infinity at train sample 2, test sample 1",
@@ -266,7 +266,7 @@ INVALID = {
     "mask with other rows": (ValueError, "has 3 rows, but score has 4", lambda: retrieve(SCORE, SCORE[1:] > 1, k=1)),
     "position beyond": (ValueError, "position 4, but score has 4 rows", lambda: retrieve(SCORE, [[4], [1], [2]], k=1)),
     "negative": (ValueError, "position -1 for test sample 1", lambda: retrieve(SCORE, [[0], [-1], [2]], k=1)),
-    "named twice": (ValueError, "position 1 is named more than once for test sample 2.*bool",
+    "named twice": (ValueError, "position 1 is listed more than once for test sample 2.*bool",
                     lambda: retrieve(SCORE, [[0], [1], [1, 1]], k=1)),
     "mask of integers": (ValueError, "pass it as booleans", lambda: retrieve(SCORE, (SCORE > 3).astype(int), k=1)),
     "fractions": (ValueError, "whole numbers", lambda: retrieve(SCORE, [[0.5], [1], [1]], k=1)),

@@ -86,7 +86,7 @@ def test_other_files_named_npy(tmp_path, content):
     others = {"torch": stored.getvalue(), "zip": archive.getvalue(), "cut": NPY.getvalue()[:-1]}
     others["pickle"] = pickle.dumps([0.5])
     file.write_bytes(others.get(content, content.encode()))
-    refused(file, "length is damaged" if content == "cut" else "does not start as numpy.save starts a file")
+    refused(file, "length is damaged" if content == "cut" else "does not start like a file of numpy.save")
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".pt"])
@@ -157,16 +157,16 @@ def test_what_a_file_holds(tmp_path):
     refused(tmp_path / "dict.pt", "holds 2 arrays; pass the name of one: 'one', '2'$")
     refused(tmp_path / "dict.pt", "holds no array 'three'; expected one of 'one', '2'$", "three")
     torch.save(score, tmp_path / "single.pt")
-    refused(tmp_path / "single.pt", "one array without a name; leave name out", "score")
+    refused(tmp_path / "single.pt", "one unnamed array; omit name", "score")
     torch.save(score[None], tmp_path / "cube.pt")
     refused(tmp_path / "cube.pt", r"shape \(1, 3, 2\); expected one number for each pair")
-    known = "in no format of scores that is known. Known are numpy.save: a file .npy; torch.save: .*kronfluence.*quanda"
+    known = "has no known score format; known formats are numpy.save: a file .npy; torch.save: .*kronfluence.*quanda"
     for name, message in [("bad.pt", r"is damaged \(BadZipFile: File is not a zip file\)"), ("bad.csv", known)]:
         (tmp_path / name).write_text("1,2")
         refused(tmp_path / name, message)
     torch.save(torch.nn.Parameter(score), tmp_path / "parameter.pt")
     assert not read_scores(tmp_path / "parameter.pt").requires_grad
-    with pytest.raises(FileNotFoundError, match="there is no file"):
+    with pytest.raises(FileNotFoundError, match="file not found"):
         read_scores(tmp_path / "missing.pt")
 
 
@@ -305,7 +305,7 @@ def test_a_file_of_kronfluence_is_known_by_its_header_not_its_name(tmp_path):
     assert torch.equal(read_scores(renamed), SCORE)
     save_file({"any": SCORE}, folder / "pairwise_scores.safetensors")  # somebody has turned it already
     assert torch.equal(read_scores(folder / "pairwise_scores.safetensors"), SCORE)
-    refused(folder, "no scores that kronfluence has finished")
+    refused(folder, "no finished scores of kronfluence")
 
 
 def edited(path, **changes):
@@ -359,16 +359,16 @@ def test_scores_of_bergson_that_are_not_what_they_say(tmp_path, kind):
 def test_json_that_is_too_large_is_not_read(tmp_path):
     with (write_bergson(tmp_path, SCORE) / "info.json").open("ab") as file:
         file.truncate(2**26 + 1)
-    refused(tmp_path, "expected no more than 67,108,864")
+    refused(tmp_path, "expected at most 67,108,864")
 
 
 def test_scores_of_traker_that_are_not_what_they_say(tmp_path):
     folder = write_trak(tmp_path / "trak", finished=0, test=SCORE)
     refused(folder, r"is not finished; call TRAKer.finalize_scores\(exp_name='test'\)")
     edited(folder / "experiments.json", test={"num_targets": 7, "scores_finalized": 1})
-    refused(folder, r"shape \(12, 5\), but experiments.json beside it speaks of 7 targets")
+    refused(folder, r"shape \(12, 5\), but experiments.json beside it has 7 targets")
     (folder / "experiments.json").write_text("{")
-    refused(folder, "experiments.json is damaged: no JSON")
+    refused(folder, "experiments.json is damaged: not valid JSON")
     (folder / "experiments.json").unlink()
     assert np.array_equal(read_scores(folder), SCORE)
     np.save(tmp_path / "grads.npy", SCORE)
@@ -376,7 +376,7 @@ def test_scores_of_traker_that_are_not_what_they_say(tmp_path):
         refused((tmp_path / "grads.npy").rename(tmp_path / f"{name}.mmap"), "pass its save_dir")
         (tmp_path / f"{name}.mmap").rename(tmp_path / "grads.npy")
     (folder / "scores/test.mmap").write_bytes(b"text")
-    refused(folder, "does not start as numpy.save starts a file")
+    refused(folder, "does not start like a file of numpy.save")
     witness = tmp_path / "ran"
     with (folder / "scores/test.mmap").open("wb") as file:
         np.save(file, np.array([Evil(witness)], dtype=object), allow_pickle=True)
@@ -393,9 +393,9 @@ def test_scores_of_quanda_that_are_not_what_they_say(tmp_path):
     torch.save(Evil(witness), folder / "1.pt")
     refused(folder, "could run code")
     (folder / "1.pt").unlink()
-    refused(folder, "lacks the batch 1.pt; expected all from 0.pt to 2.pt")
+    refused(folder, "lacks batch 1.pt; expected all from 0.pt to 2.pt")
     torch.save(SCORE, folder / "999999999.pt")
-    refused(folder, "lacks the batch 1.pt")
+    refused(folder, "lacks batch 1.pt")
     assert not witness.exists()
 
 
@@ -407,8 +407,8 @@ def test_quanda_counts_its_batches(tmp_path):
 def test_scores_of_kronfluence_that_are_not_what_they_say(tmp_path):
     part = "pairwise_scores_data_partition0_module_partition1"
     folder = write_kronfluence(tmp_path / "scores", part, all_modules=SCORE.T)
-    refused(folder, "no scores that kronfluence has finished")
-    refused(folder / f"{part}.safetensors", "scores of one partition; let kronfluence aggregate them")
+    refused(folder, "no finished scores of kronfluence")
+    refused(folder / f"{part}.safetensors", "scores of one partition; aggregate them with kronfluence")
     write_kronfluence(folder, all_modules=torch.randn(5, 12, 3))
     refused(folder, r"shape \(5, 12, 3\); expected one number for each pair")
     file = folder / "pairwise_scores.safetensors"
@@ -443,10 +443,10 @@ def test_dtypes_that_are_no_real_numbers_are_refused(tmp_path):
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "model.bin").write_bytes(bytes(10))
-    refused(tmp_path, "is in no format of scores that is known")
+    refused(tmp_path, "has no known score format")
     (tmp_path / "folder.pt").mkdir()
-    refused(tmp_path / "folder.pt", "is in no format of scores that is known")
-    with pytest.raises(FileNotFoundError, match="there is no file"):
+    refused(tmp_path / "folder.pt", "has no known score format")
+    with pytest.raises(FileNotFoundError, match="file not found"):
         read_scores(tmp_path / "missing")
 
 

@@ -205,7 +205,7 @@ def test_scores_of_another_shape_or_kind(on_hub, hub, home, tmp_path):
     pickled = pickle.dumps(Trap(str(tmp_path / "ran")))
     cases = {
         saved(np.ones((5, 12))): "expected shape", saved(np.full((12, 5), np.nan)): "NaN", trap: "Python objects",
-        pickled: "does not start as numpy.save", saved(np.array([["a"] * 5] * 12)): "",
+        pickled: "does not start like a file of numpy.save", saved(np.array([["a"] * 5] * 12)): "",
     }  # fmt: skip
     for content, words in cases.items():
         hub.change(("dataset", "ann/trak"), {SCORES: content, MANIFEST: listing(on_hub, {"scores.npy": content})})
