@@ -19,6 +19,8 @@ PUBLIC = {
 FUNCTIONS = sorted(name for name, value in PUBLIC.items() if inspect.isroutine(value))
 WITHOUT_EXAMPLES = {
     "dattri.benchmark.hub.publish_benchmark": "needs an account on the hub",
+    "dattri.benchmark.sharing.leaderboard_from": "needs the hub",
+    "dattri.benchmark.sharing.publish_scores": "needs an account on the hub",
     "dattri.benchmark.datasets.cifar2": "downloads its data",
     "dattri.benchmark.datasets.maestro": "downloads its data",
     "dattri.benchmark.datasets.mnist": "downloads its data",
@@ -27,8 +29,7 @@ WITHOUT_EXAMPLES = {
 }
 LATER = {  # still to be written
     "lds", "loo_corr", "read_scores", "read_ground_truth", "judge", "class_share", "detection_curve",
-    "retrieval_metrics", "top_overlap", "evaluate", "gradient_cosine", "gradient_dot", "influence_function",
-    "list_benchmarks", "load_benchmark", "load_setting", "find_setting", "register_setting", "run_demo",
+    "retrieval_metrics", "top_overlap",
 }  # fmt: skip
 
 
