@@ -60,7 +60,7 @@ def test_data_are_training_and_test_data(data):
 
 
 def test_a_model_is_a_module():
-    with pytest.raises(TypeError, match=r"create_model: expected a torch\.nn\.Module, it returned NoneType"):
+    with pytest.raises(TypeError, match=r"create_model: expected a torch\.nn\.Module, but it returned NoneType"):
         replace(MINE, create_model=lambda: None).new_model()
 
 

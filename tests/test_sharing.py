@@ -253,7 +253,7 @@ def test_methods_of_the_same_name(on_hub, hub, home):
 
 
 @pytest.mark.parametrize("repo_ids, words", [
-    ([], "expected one repository or more"), (["a/b", "c/d", "a/b"], "a/b is named twice"),
+    ([], "expected at least one repository"), (["a/b", "c/d", "a/b"], "a/b is named twice"),
     ("trak", "expected names such as 'you/trak'"), (["../a/b"], "expected names"), ([3], "expected names"),
     (["a/b@refs/heads/x y"], "expected names"),
 ])  # fmt: skip
@@ -267,9 +267,9 @@ def test_the_benchmark_that_all_have_scores_for(on_hub, hub, home, tmp_path):
     assert values(found) == values(board_of(home, "ann/trak"))
     build_benchmark(other := replace(SETTING, model="other", metrics=("lds",)), tmp_path / "other")
     publish_scores(matrix(), "bob/dots", other, method="dots", download_path=tmp_path / "other")
-    with pytest.raises(ValueError, match="benchmark: expected one that all repositories have scores for, found none"):
+    with pytest.raises(ValueError, match="benchmark: expected one common to all repositories, found none"):
         leaderboard_from(["ann/trak", "bob/dots"])
-    with pytest.raises(ValueError, match="found points_other; pass it"):
+    with pytest.raises(ValueError, match="found points_other; pass benchmark="):
         leaderboard_from("bob/dots")  # nobody registered it
     publish_scores(matrix(), "ann/trak", other, method="TRAK", download_path=tmp_path / "other")
     register_setting(other)
@@ -304,7 +304,7 @@ def test_a_download_that_fails(on_hub, hub, home):
 @pytest.mark.parametrize("scores, words", [
     (torch.ones(5, 12), "cannot be judged by points_lr, lds: ValueError"), (torch.ones(12, 5), "undefined"),
     (torch.full((12, 5), torch.nan), "NaN"), (torch.ones(2, 3, 4), "expected shape"),
-    ({"lds": matrix(), "auc": matrix()}, "expected scores by metric, of lds, loo, mislabel, got lds, auc"), ({}, "got"),
+    ({"lds": matrix(), "auc": matrix()}, "a dict with keys among lds, loo, mislabel, got lds, auc"), ({}, "got"),
     (torch.ones(11), "mislabel"), (matrix().to(torch.complex64), "complex"),
 ])  # fmt: skip
 def test_scores_that_are_not_published(hub, home, scores, words):
