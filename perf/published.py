@@ -38,7 +38,7 @@ PUBLISHED = {  # read off figures, +-0.005; the best of a small grid of options 
 }
 SUBSETS = {"lr": 100, "mlp": 50}  # of random halves, with one model each
 DAMPINGS = 1e-3, 1e-2, 1e-1
-STEPS = 20  # of conjugate gradients
+STEPS = 10  # of conjugate gradients
 TRAINED = 50  # models for TRAK-50
 
 
@@ -212,14 +212,15 @@ def methods(model: str, dampings: Sequence[float] = DAMPINGS, device: str = "cpu
 
 def rows_of(
     model: str, images: Images, home: Path, *, dampings: Sequence[float] = DAMPINGS, without: Sequence[str] = (),
-    device: str = "cpu", **sizes: Any,
+    metrics: Sequence[str] | None = None, device: str = "cpu", **sizes: Any,
 ) -> list[Row]:
     """All published numbers of a model again: the best option of each method, as those were chosen."""
     judged = {key: call for key, call in methods(model, dampings, device).items() if key[0] not in without}
     names = {" ".join(key).strip(): key for key in judged}
     calls = {name: judged[key] for name, key in names.items()}
     placed = {"device": device} if device != "cpu" else {}
-    board = evaluate(calls, protocol(model, images, **sizes), baselines=False, download_path=home, **placed)
+    setting = protocol(model, images, **sizes)
+    board = evaluate(calls, setting, metrics=metrics, baselines=False, download_path=home, **placed)
     best: dict[tuple[str, str], Row] = {}
     for row in board.rows:  # the best first, those without a value last
         method, option = names[row.method]
