@@ -197,8 +197,8 @@ def distribution(correlations: Any, ax: Any = None, *, metric: str = "lds", ceil
     >>> import torch
     >>> from matplotlib.figure import Figure
     >>> ax = distribution({"mine": torch.tensor([0.1, 0.4, 0.3])}, Figure().subplots())
-    >>> ax.get_yticklabels()[0].get_text()
-    'mine\\nmedian 0.30'
+    >>> ax.get_yticklabels()[0].get_text().splitlines()
+    ['mine', 'median 0.30']
     """
     what = _metric(metric)[0].removeprefix("mean ")
     named = _named("correlations", correlations)
@@ -296,8 +296,8 @@ def predicted_actual(
     >>> subsets = torch.tensor([[0, 1], [1, 2], [2, 3]])
     >>> targets = torch.tensor([[-0.1, -0.9], [-0.4, -0.2], [-0.8, -0.5]])  # minus the loss, (subset, test)
     >>> ax = predicted_actual(score, (targets, subsets), Figure().subplots(), test=1, method="mine")
-    >>> ax.get_title()
-    'mine, test sample 1\\nrank correlation 0.50'
+    >>> ax.get_title().splitlines()
+    ['mine, test sample 1', 'rank correlation 0.50']
     """
     targets = Targets(*ground_truth) if np.ndim(ground_truth[0]) == 3 else None
     truth = ground_truth if targets is None else targets.ground_truth()

@@ -151,7 +151,8 @@ def test_methods_of_a_leaderboard():
     assert [text.get_text() for text in ax.get_yticklabels()] == ["best", "worst", "raised\n(no value)"]
     faces = {line.get_label(): line.get_markerfacecolor() for line in ax.lines if line.get_marker() == "o"}
     assert faces == {"best": "black", "worst": "white", "raised": "black"}
-    assert names(ax) == ["ceiling: 0.95", "random scores: 0", "best, or not distinguishable from it", "worse than the best"]
+    best = "best, or not distinguishable from it"
+    assert names(ax) == ["ceiling: 0.95", "random scores: 0", best, "worse than the best"]
     assert names(plot.methods(BOARD, Figure().subplots(), metric="mislabel")) == ["random scores: 0.5"]
     different = Leaderboard((ROWS[0], ROWS[1]._replace(ceiling=0.9)), "lr on digits")
     ax = plot.methods(different, Figure().subplots())

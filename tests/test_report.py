@@ -59,8 +59,8 @@ def test_ties_and_constants_are_said():
 
 FLAT = torch.ones(60, 30)
 NOTHING_TO_JUDGE = [
-    ("score: the scores are constant", SCORE * 0, LDS),
-    ("score: the scores are constant", SCORE * 0, LOO),
+    ("score: the scores, or their sums, are constant", SCORE * 0, LDS),
+    ("score: the scores, or their sums, are constant", SCORE * 0, LOO),
     ("ground_truth: the targets of every", SCORE, (FLAT, INDICES)),
     ("ground_truth: the targets of every", SCORE, (FLAT, torch.arange(60))),
     ("ground_truth: it has targets of 1 model", SCORE, (VALUES[:1], INDICES[:1])),

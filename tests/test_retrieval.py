@@ -264,7 +264,7 @@ INVALID = {
     "one column": (ValueError, r"score: expected a real matrix", lambda: retrieve(SCORE[:, 0], RIGHT, k=1)),
     "complex": (ValueError, "complex", lambda: retrieve(SCORE * 1j, RIGHT, k=1)),
     "mask with other rows": (ValueError, "has 3 rows, but score has 4", lambda: retrieve(SCORE, SCORE[1:] > 1, k=1)),
-    "position beyond": (ValueError, "position 4, but score has 4 rows", lambda: retrieve(SCORE, [[4], [1], [2]], k=1)),
+    "position beyond": (ValueError, "position 4 is out of range", lambda: retrieve(SCORE, [[4], [1], [2]], k=1)),
     "negative": (ValueError, "position -1 for test sample 1", lambda: retrieve(SCORE, [[0], [-1], [2]], k=1)),
     "named twice": (ValueError, "position 1 is listed more than once for test sample 2.*bool",
                     lambda: retrieve(SCORE, [[0], [1], [1, 1]], k=1)),

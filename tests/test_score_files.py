@@ -342,7 +342,7 @@ SPOILED = {
     "a list": ("expected a dictionary", lambda info: info.write_text("[]")),
     "deep": ("is damaged", lambda info: info.write_text("[" * 100_000)),
     "no json": ("is damaged", lambda info: info.write_bytes(b"\xff\x00")),
-    "candidates": ("some training samples only", lambda info: np.save(info.parent / "candidates.npy", np.arange(3))),
+    "candidates": ("only some training samples", lambda info: np.save(info.parent / "candidates.npy", np.arange(3))),
     "cut": ("has 479 bytes", lambda info: (info.parent / "scores.bin").write_bytes(bytes(479))),
     "unfinished": ("sample 0 for query 0 was never written", lambda info: (info.parent / "scores.bin").write_bytes(
         bytes(480))),

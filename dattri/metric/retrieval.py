@@ -203,7 +203,7 @@ class _Relevant(NamedTuple):
         for row, chosen in zip(sets, self.positions[columns], strict=True):  # vectors of unequal length
             if len(chosen) and int(chosen.max()) >= num_train:
                 raise ValueError(
-                    f"relevant: position {int(chosen.max())} is out of range, score has {num_train} rows (training "
+                    f"relevant: position {int(chosen.max())} is out of range; score has {num_train} rows (training "
                     "samples)"
                 )
             row[chosen] = True
