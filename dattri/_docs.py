@@ -34,7 +34,7 @@ def _cell(text: str) -> str:
 
 def _entries(title: str, section: str) -> list[tuple[str, str, str]]:
     """Name, type and description of each entry in a section; entries are lines that are not indented."""
-    # a lone word: an argument's name, but a result's type
+    # a single word is the name of an argument, but the type of a result
     split = str.partition if title in ("argument", "attribute") else str.rpartition
     entries = []
     for entry in re.split(r"\n(?=\S)", section.strip()):
@@ -54,7 +54,7 @@ def _table(title: str, section: str) -> str:
 
 
 def _see_also(section: str) -> str:
-    """The section on related names as a list, each name in backticks so that the site links it."""
+    """The See Also section as a list, with names in backticks so that the site links them."""
     lines = []
     for entry in re.split(r"\n(?=\S)", section.strip()):
         names, _, description = " ".join(entry.split()).partition(" : ")
@@ -64,7 +64,7 @@ def _see_also(section: str) -> str:
 
 
 def _examples(section: str) -> str:
-    """The section of examples as Python sessions, with the prose between them."""
+    """The Examples section as Python sessions, with the prose between them."""
     parts = re.split(r"\n\s*\n", section.strip())
     shown = [f"```pycon\n{part}\n```" if part.startswith(">>>") else part for part in parts]
     return "\n\n".join(["**Examples**", *shown])
@@ -86,7 +86,7 @@ def _short_signature(sym: object, name: str) -> str:
 
 
 def _references(section: str) -> str:
-    """The sources, as prose."""
+    """The References section as prose."""
     return "**References**\n\n" + section.strip()
 
 
@@ -114,7 +114,7 @@ class NumpyRenderer(BasicMarkdownRenderer, _Body):
 
 # %% ../nbs/docs_pages.ipynb #newl2
 def _shown_symbols(index: dict[str, Any], package: Path) -> dict[str, Any]:
-    """An index of symbols with the names of each module's ``__all__`` alone; the files are read, not imported."""
+    """An index of the symbols in each module's ``__all__``; the files are read, not imported."""
     symbols = {}
     for module, places in index["syms"].items():
         file = package.joinpath(*module.split(".")[1:]).with_suffix(".py")
@@ -124,4 +124,4 @@ def _shown_symbols(index: dict[str, Any], package: Path) -> dict[str, Any]:
     return {**index, "syms": symbols}
 
 
-LINKS = _shown_symbols(_modidx.d, Path(str(_modidx.__file__)).parent)  # what the entry point names
+LINKS = _shown_symbols(_modidx.d, Path(str(_modidx.__file__)).parent)  # the target of the entry point

@@ -27,7 +27,7 @@ __all__ = ['run_demo']
 
 # %% ../nbs/demo.ipynb #b7abdba9
 class DemoResult(NamedTuple):
-    """What the demo found for one method; `lds_each`, `score` and `roc` are kept for the picture."""
+    """The demo's result for one method; `lds_each`, `score` and `roc` are for the picture."""
 
     lds: ConfidenceInterval
     loo: float
@@ -47,9 +47,9 @@ def run_demo(
     path : str or path-like
         Directory for models and ground truth; a second call resumes from it.
     num_subsets : int
-        Random halves of the training data, with three models each.
+        Number of random halves of the training data, with three models each.
     num_removed : int
-        Training samples that are left out, one at a time; evenly spread.
+        Number of training samples to leave out, one at a time; evenly spaced.
     n_jobs : int, optional
         Models trained at the same time, as in joblib.
 
@@ -59,6 +59,19 @@ def run_demo(
         One per method.
     ground_truth : GroundTruth
         Targets and indices of the random halves.
+
+    See Also
+    --------
+    load_benchmark : The benchmark that the demo judges by.
+    evaluate : Judge your own methods by it.
+
+    Examples
+    --------
+    >>> results, ground_truth = run_demo("demo", num_subsets=5, num_removed=3)
+    >>> list(results)
+    ['influence function', 'gradient dot product', 'random']
+    >>> ground_truth.values.shape
+    torch.Size([5, 500])
     """
     setting = _setting(num_subsets, num_removed)
     attributes, truth = {}, {}
@@ -81,7 +94,7 @@ def _setting(num_subsets: int, num_removed: int) -> Setting:
 
 
 def _scores(attributes: dict[str, Any]) -> dict[str, Scores]:
-    """Scores of the three methods for the first of the models trained on everything."""
+    """Scores of the three methods for the first full model."""
     model = attributes["model"]
     model.load_state_dict(load_checkpoint(Path(attributes["models_full"][0])))
     return attribute(model, attributes["train_dataset"], attributes["test_dataset"])
@@ -104,12 +117,12 @@ def attribute(model: nn.Module, train: TensorDataset, test: TensorDataset) -> di
 
 # %% ../nbs/demo.ipynb #2945fc41
 def demo_leaderboard(path: str | Path, *, num_subsets: int = 100, num_removed: int = 1297) -> Leaderboard:
-    """The three methods with intervals, ceiling and paired differences, from the models that `run_demo` trained."""
+    """The three methods with intervals, ceiling and paired differences, from the models of `run_demo`."""
     return evaluate({"influence function": _influence}, _setting(num_subsets, num_removed), download_path=path)
 
 
 def _influence(attributes: dict[str, Any], metric: str) -> torch.Tensor:
-    """Influence of the first of the models that were trained on everything."""
+    """Influence function of the first full model."""
     model = attributes["model"]
     model.load_state_dict(load_checkpoint(Path(attributes["models_full"][0])))
     tests = None if metric == "mislabel" else attributes["test_dataset"]
@@ -117,7 +130,7 @@ def _influence(attributes: dict[str, Any], metric: str) -> torch.Tensor:
 
 # %% ../nbs/demo.ipynb #fbc59612
 def _draw_lds(axis: Any, results: dict[str, DemoResult]) -> None:
-    """LDS of all test samples, and the mean of each method with its interval."""
+    """Histograms of the LDS of test samples, and the mean of each method with its interval."""
     for number, (name, result) in enumerate(results.items()):
         color = f"C{number}"
         label = f"{name}: mean {round(result.lds.mean, 2) + 0.0:.2f}"  # no minus before 0.00
@@ -134,7 +147,7 @@ def _draw_lds(axis: Any, results: dict[str, DemoResult]) -> None:
 
 
 def _draw_roc(axis: Any, results: dict[str, DemoResult]) -> None:
-    """Share of wrong labels found over the share of clean samples inspected, the latter on a logarithmic axis."""
+    """Fraction of wrong labels found against the fraction of clean samples inspected, on a logarithmic axis."""
     smallest = min(float(result.roc.fpr[result.roc.fpr > 0].min()) for result in results.values())
     for number, (name, result) in enumerate(results.items()):
         axis.plot(
@@ -150,7 +163,7 @@ def _draw_roc(axis: Any, results: dict[str, DemoResult]) -> None:
 
 # %% ../nbs/demo.ipynb #0d8d51ed
 def draw(results: dict[str, DemoResult], ground_truth: Any) -> Any:
-    """Three panels: LDS of the test samples, prediction against retraining for one of them, and the ROC curves."""
+    """Three panels: LDS of the test samples, predictions against retraining for one of them, and ROC curves."""
     from matplotlib.figure import Figure  # noqa: PLC0415  (heavy; and not pyplot, which keeps global state)
 
     figure = Figure(figsize=(13, 3.8), layout="constrained")

@@ -53,7 +53,7 @@ def _first(dataset: Dataset, size: int) -> Dataset:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Setting(Table):
-    """Everything that defines a benchmark setting.
+    """Everything that makes a benchmark setting.
 
     Parameters
     ----------
