@@ -434,3 +434,15 @@ def test_noise_is_not_predicted_out_of_fold():
         truth = GroundTruth(torch.randn(50, 400, generator=generator), mask)
         found.append(float(lds(linear_datamodel(truth).predictions, truth).correlation.mean()))
     assert abs(np.mean(found)) < 0.03, found
+
+
+@pytest.mark.parametrize("curvature", ["gauss-newton", "hessian"])
+def test_squared_errors_of_torch(curvature):
+    """`mse_loss`, whose gradient has no forward mode, against the closed form of least squares."""
+    generator = torch.Generator().manual_seed(0)
+    inputs, labels = torch.randn(12, 3, generator=generator), torch.randn(12, 1, generator=generator)
+    model, data = nn.Linear(3, 1, bias=False), TensorDataset(inputs, labels)
+    found = influence_function(model, data, data, damping=0.1, curvature=curvature, loss_func=nn.functional.mse_loss)
+    gradients = 2 * (model(inputs) - labels).detach() * inputs
+    expected = gradients @ torch.linalg.solve(2 * inputs.T @ inputs / 12 + 0.1 * torch.eye(3), gradients.T)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

@@ -139,7 +139,7 @@ def curvature_products(flat: FlatModel, dataset: Any, kind: str) -> Map:
 
 def _hessian(flat: FlatModel, vector: torch.Tensor, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Hessian of a batch's mean loss times a vector."""
-    return jvp(lambda at: grad(flat.loss)(at, inputs, labels), (flat.vector,), (vector,))[1]
+    return vjp(lambda at: grad(flat.loss)(at, inputs, labels), flat.vector)[1](vector)[0]
 
 
 def _gauss_newton(flat: FlatModel, vector: torch.Tensor, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -152,7 +152,7 @@ def _gauss_newton(flat: FlatModel, vector: torch.Tensor, inputs: torch.Tensor, l
         return flat.loss_func(values, labels)
 
     said = jvp(outputs, (flat.vector,), (vector,))
-    bent = jvp(grad(loss), (said[0],), (said[1],))[1]
+    bent = vjp(grad(loss), said[0])[1](said[1])[0]  # symmetric; forward mode lacks some losses, such as mse_loss
     return vjp(outputs, flat.vector)[1](bent)[0]
 
 # %% ../../nbs/benchmark/18_gradients.ipynb #902959fd

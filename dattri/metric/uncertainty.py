@@ -323,6 +323,21 @@ def compare_mislabel(a: Any, b: Any, ground_truth: Any, *, confidence: float = 0
     ------
     TypeError, ValueError
         As `mislabel_detection_auc`, naming `a` or `b`; `ValueError` if `confidence` is not in (0, 1).
+
+    See Also
+    --------
+    mislabel_interval : The interval of one method.
+    mislabel_detection_auc : The curve behind each area.
+
+    Examples
+    --------
+    >>> import torch
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> is_wrong = torch.arange(300) < 30
+    >>> better, worse = (is_wrong + noise * torch.randn(300, generator=generator) for noise in (0.5, 2))
+    >>> result = compare_mislabel(better, worse, is_wrong)
+    >>> print(f"{result.difference:.2f} [{result.low:.2f}, {result.high:.2f}]")
+    0.28 [0.15, 0.41]
     """
     check_confidence(confidence)
     first, second = (_named_shares(name, score, ground_truth) for name, score in (("a", a), ("b", b)))
@@ -483,6 +498,21 @@ def compare_loo(
     ------
     TypeError, ValueError
         As `loo_corr`, naming `a` or `b`; `ValueError` if `confidence` is not in (0, 1).
+
+    See Also
+    --------
+    loo_interval : The interval of one method.
+    compare_lds : The same for models trained on subsets.
+
+    Examples
+    --------
+    >>> import torch
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> truth = torch.randn(60, 30, generator=generator)  # true effects (train, test)
+    >>> better, worse = (truth + noise * torch.randn(60, 30, generator=generator) for noise in (1, 2))
+    >>> result = compare_loo(better, worse, (truth, torch.arange(60)))
+    >>> print(f"{result.difference:.2f} [{result.low:.2f}, {result.high:.2f}]")
+    0.24 [0.20, 0.28]
     """
     check_confidence(confidence)
     targets, indices = _removed_of(ground_truth)
