@@ -68,7 +68,8 @@ def test_notebooks_have_their_outputs_and_no_errors():
     for notebook in sorted((ROOT / "nbs").rglob("*.ipynb")):
         cells = json.loads(notebook.read_text())["cells"]
         outputs = [output for cell in cells for output in cell.get("outputs", [])]
-        assert outputs or not any(cell["cell_type"] == "code" for cell in cells), f"{notebook.name} was committed without outputs"
+        has_code = any(cell["cell_type"] == "code" for cell in cells)
+        assert outputs or not has_code, f"{notebook.name} was committed without outputs"
         assert not any(output["output_type"] == "error" for output in outputs), notebook.name
 
 
