@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -122,21 +124,25 @@ Redownload = Annotated[
     bool,
     typer.Option(help="Download again even if the cache is valid; for local builds, rebuild missing or changed files.")
 ]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 _HOME = Path("~/.dattri")
 
 
 @app.command("list")
-def list_settings() -> None:
+def list_settings(as_json: Json = False) -> None:
     """List all registered settings."""
     from dattri.benchmark.settings import list_benchmarks  # noqa: PLC0415  (imports torch)
 
-    typer.echo(str(list_benchmarks()))
+    settings = list_benchmarks()
+    fields = ("model", "dataset", "metrics", "train_size", "test_size", "repo_id")
+    records = [{name: getattr(setting, name) for name in fields} for setting in settings]
+    typer.echo(json.dumps(records, indent=1) if as_json else str(settings))
 
 # %% ../nbs/cli.ipynb #2affa67a
 @app.command()
 def load(
     model: Model, dataset: Dataset, metric: Metric, download_path: Home = _HOME, redownload: Redownload = False,
-    device: Device = None, n_jobs: Jobs = None,
+    device: Device = None, n_jobs: Jobs = None, as_json: Json = False,
 ) -> None:
     """Download or build a benchmark, verify it, and print where it is."""
     from dattri.benchmark.load import load_benchmark  # noqa: PLC0415
@@ -145,10 +151,14 @@ def load(
         attributes, truth = load_benchmark(
             model, dataset, metric, download_path, redownload, device=device, n_jobs=n_jobs
         )
-    for kind in ("full", "half"):
-        files = attributes[f"models_{kind}"]
-        typer.echo(f"{len(files)} {kind} models: {Path(files[0]).parents[1]}")
+    models = {kind: attributes[f"models_{kind}"] for kind in ("full", "half")}
     shapes = [tuple(tensor.shape) for tensor in (truth if isinstance(truth, tuple) else [truth])]
+    if as_json:
+        files = {f"models_{kind}": [str(file) for file in found] for kind, found in models.items()}
+        typer.echo(json.dumps({"metric": metric, "ground_truth_shapes": shapes, **files}, indent=1))
+        return
+    for kind, found in models.items():
+        typer.echo(f"{len(found)} {kind} models: {Path(found[0]).parents[1]}")
     typer.echo(f"ground truth ({metric}): {' and '.join(map(str, shapes))}")
 
 # %% ../nbs/cli.ipynb #eb974b43
@@ -192,6 +202,7 @@ def evaluate(
     download_path: Home = _HOME,
     device: Device = None,
     n_jobs: Jobs = None,
+    as_json: Json = False,
 ) -> None:
     """Judge a score matrix by a benchmark or by your own ground truth; print a summary and draw a picture."""
     from dattri.benchmark.load import load_benchmark  # noqa: PLC0415
@@ -210,11 +221,16 @@ def evaluate(
             truth = truth if attributes["targets"] is None else attributes["targets"]
             name, num_train = f"{dataset}_{model}", len(attributes["train_sampler"])
         report = judge(matrix, truth, metric, num_train=num_train)
+        if not as_json:
+            typer.echo(report.summary)
         # the suffix stays, so that a.pt and a.npy have separate pictures
         picture = picture or scores.with_name(f"{scores.name}-{name}-{report.metric}.png")
-        typer.echo(report.summary)
         picture.parent.mkdir(parents=True, exist_ok=True)
         save_figure(report.figure, picture)
+    if as_json:
+        fields = {"metric": report.metric, "value": report.value, "summary": report.summary, "picture": str(picture)}
+        typer.echo(json.dumps(fields, indent=1))
+        return
     typer.echo(f"Picture: {picture}")
 
 # %% ../nbs/cli.ipynb #9264b35a
@@ -228,7 +244,7 @@ def _named_files(scores: list[str]) -> dict[str, Path]:
         if name in named:
             raise ValueError(f"--scores: {name!r} is given twice")
         if not Path(file).expanduser().exists():
-            raise FileNotFoundError(f"--scores {name}: there is no file {file}")
+            raise FileNotFoundError(f"--scores {name}: file not found: {file}")
         named[name] = Path(file)
     return named
 
@@ -257,6 +273,7 @@ def leaderboard(
     download_path: Home = _HOME,
     device: Device = None,
     n_jobs: Jobs = None,
+    as_json: Json = False,
 ) -> None:
     """Compare score files and published scores on a benchmark: a table with intervals and paired differences."""
     from dattri.benchmark.leaderboard import evaluate as judge_all  # noqa: PLC0415
@@ -276,11 +293,18 @@ def leaderboard(
             leaderboard_from(published, benchmark=setting, scores=methods, **options)
             if published else judge_all(methods, setting, **options)
         )
-        typer.echo(str(board))
+        typer.echo(_board_as_json(board) if as_json else str(board))
         if out is not None:
             board.save(out)
 
 # %% ../nbs/cli.ipynb #34be652f
+def _board_as_json(board: Any) -> str:
+    """What the board saves in a file of JSON."""
+    with tempfile.TemporaryDirectory() as folder:
+        board.save(Path(folder) / "board.json")
+        return (Path(folder) / "board.json").read_text().strip()
+
+
 def _beside(baselines: str) -> bool | str:
     """The argument of `evaluate` for some, all or none."""
     known: dict[str, bool | str] = {"some": True, "all": "all", "none": False}

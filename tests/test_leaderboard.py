@@ -244,8 +244,10 @@ def test_the_command(home, tmp_path):
     options = ["leaderboard", "--model", "lr", "--dataset", "points", "--download-path", str(home)]
     run = CliRunner().invoke(app, [*options, "--scores", f"mine={tmp_path / 'a.pt'}", "--out", str(tmp_path / "x.csv")])
     assert run.exit_code == 0 and "mine" in run.output and "random" in run.output and (tmp_path / "x.csv").exists()
+    run = CliRunner().invoke(app, [*options, "--scores", f"mine={tmp_path / 'a.pt'}", "--json"])
+    assert run.exit_code == 0 and {row["method"] for row in json.loads(run.stdout)["rows"]} >= {"mine", "random"}
     for given, message in (
-        (["mine"], "expected NAME=FILE"), (["a=b.pt"], "there is no file b.pt"),
+        (["mine"], "expected NAME=FILE"), (["a=b.pt"], "file not found: b.pt"),
         ([f"a={tmp_path / 'a.pt'}"] * 2, "'a' is given twice"),
     ):  # fmt: skip
         run = CliRunner().invoke(app, [*options, *(part for text in given for part in ("--scores", text))])
