@@ -3,7 +3,8 @@
 Run with `python perf/published.py`. With a network the images are MNIST's; `--images FILE` takes 5,500 or more images
 of 28 x 28 pixels from a file of `numpy.savez` with `images` and `labels`, or from a folder with MNIST's IDX files;
 without either, scikit-learn's digits are judged in the same way, and no difference is printed. The models are kept in
-`--home`, so that a second run goes on with them. For the MLP on MNIST use a GPU, `--device cuda`.
+`--home`, so that a second run goes on with them. On 5,000 images the explicit influence function of the logistic
+regression takes four minutes for each damping on one core; for the MLP use a GPU, `--device cuda`.
 """
 
 import argparse
