@@ -328,7 +328,7 @@ def test_predictions_that_do_not_fit(tmp_path):
     with pytest.raises(ValueError, match="expected 30 rows of predictions, one for each subset, got 29"):
         lds(Predictions([torch.zeros(29, 7)]), truth)
     few = torch.randn(10, 7), truth[1][:10]
-    with pytest.raises(ValueError, match=r"it has 10 rows, one for each subset, .* or Predictions\(score\) if it says"):
+    with pytest.raises(ValueError, match=r"it has 10 rows, one for each subset, .* or Predictions\(score\) if rows"):
         lds(torch.zeros(10, 7), few)
 
 

@@ -230,12 +230,12 @@ def test_tracin_is_a_sum_of_dot_products(tmp_path):
 
 @pytest.mark.parametrize("method", [tracin, trak])
 def test_checkpoints_are_files_or_state_dicts(method, tmp_path):
-    (tmp_path / "evil.pt").write_bytes(b"cposix\nsystem\n(S'touch here'\ntR.")
+    (tmp_path / "other.pt").write_bytes(b"cposix\nsystem\n(S'touch here'\ntR.")
     torch.save([1, 2], tmp_path / "list.pt")
     for wrong, error, message in (
         (str(tmp_path / "a.pt"), TypeError, "expected a list of files or state dicts, got str"),
         (network().state_dict(), TypeError, "expected a list of files"), ([], ValueError, "at least one"),
-        ([tmp_path / "absent.pt"], FileNotFoundError, "absent.pt"), ([tmp_path / "evil.pt"], ValueError, "evil.pt"),
+        ([tmp_path / "absent.pt"], FileNotFoundError, "absent.pt"), ([tmp_path / "other.pt"], ValueError, "other.pt"),
         ([tmp_path / "list.pt"], TypeError, "number 0 is list"),
         ([network().state_dict(), {}], ValueError, "number 1 does not fit the model"),
     ):

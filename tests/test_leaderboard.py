@@ -80,7 +80,7 @@ def test_whatever_stands_for_scores(home, tmp_path):
     board = evaluate(methods, SETTING, baselines=False, download_path=home)
     assert len({round(row.value, 6) for row in rows_of(board).values()}) == 1
     by_loo = rows_of(board, "loo")
-    assert by_loo["said"].error == "ValueError: predictions are of subsets, which only the LDS is about"
+    assert by_loo["said"].error == "ValueError: predictions are of subsets, which only the LDS uses"
     assert by_loo["by metric"].error == "no scores for this" and not by_loo["map"].error
 
 
@@ -203,11 +203,14 @@ def test_trak_grows_with_checkpoints(digits_board):
     assert reached[0] + 0.05 < reached[1] and reached[1] + 0.05 < reached[2], reached
 
 
-def test_the_ceiling_is_named_where_nothing_else_is(digits_board):
-    ax = digits_board[0].plot()
-    (text,) = [text for text in ax.texts if "ceiling" in text.get_text()]
-    box, axes = text.get_window_extent(), ax.get_window_extent()
-    assert box.y0 >= axes.y1 and not box.overlaps(ax.title.get_window_extent()) and ax.get_legend() is None
+def test_the_picture_names_the_ceiling(digits_board):
+    board = digits_board[0]
+    ax = board.plot()
+    (ceiling,) = {row.ceiling for row in board.rows if row.metric == "lds" and not math.isnan(row.ceiling)}
+    names = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert f"ceiling: {ceiling:.2f}" in names
+    labels = [label.get_text() for label in ax.get_yticklabels()]
+    assert {row.method for row in board.rows if row.metric == "lds"} == {label.split("\n")[0] for label in labels}
 
 
 def test_mislabel_differences(digits_board):
