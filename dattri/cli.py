@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -276,6 +275,7 @@ def leaderboard(
     as_json: Json = False,
 ) -> None:
     """Compare score files and published scores on a benchmark: a table with intervals and paired differences."""
+    from dattri.benchmark.leaderboard import _as_json  # noqa: PLC0415
     from dattri.benchmark.leaderboard import evaluate as judge_all  # noqa: PLC0415
     from dattri.benchmark.settings import find_setting  # noqa: PLC0415
     from dattri.benchmark.sharing import leaderboard_from  # noqa: PLC0415
@@ -293,18 +293,11 @@ def leaderboard(
             leaderboard_from(published, benchmark=setting, scores=methods, **options)
             if published else judge_all(methods, setting, **options)
         )
-        typer.echo(_board_as_json(board) if as_json else str(board))
+        typer.echo(_as_json(board).strip() if as_json else str(board))
         if out is not None:
             board.save(out)
 
 # %% ../nbs/cli.ipynb #34be652f
-def _board_as_json(board: Any) -> str:
-    """What the board saves in a file of JSON."""
-    with tempfile.TemporaryDirectory() as folder:
-        board.save(Path(folder) / "board.json")
-        return (Path(folder) / "board.json").read_text().strip()
-
-
 def _beside(baselines: str) -> bool | str:
     """The argument of `evaluate` for some, all or none."""
     known: dict[str, bool | str] = {"some": True, "all": "all", "none": False}

@@ -22,12 +22,12 @@ import torch
 from .beside import BASELINES, SIMPLE, Baseline, Given
 from .load import load_setting
 from .settings import Setting, find_setting
-from ..metric import compare_lds, lds_ceiling, lds_interval, loo_interval, mislabel_interval
+from ..metric import compare_lds, lds_ceiling
 from ..metric.uncertainty import compare_loo, compare_mislabel
 from ..metric.correlation import Predictions
 from ..metric.display import as_html, as_text
 from ..metric.files import read_scores
-from ..metric.orientation import check_orientation
+from ..metric.orientation import INTERVALS, check_orientation
 from ..model_util.checkpoint import atomic_write
 
 # %% auto #0
@@ -109,6 +109,10 @@ class Leaderboard:
         for metric, cells in self._tables().items():
             parts += [as_html(cells), *(f"<p>{html.escape(note)}</p>" for note in self._notes(metric))]
         return "".join(parts)
+
+    def _record(self) -> dict[str, Any]:
+        """What a file of JSON holds."""
+        return {"benchmark": self.benchmark, "rows": [_with_null(row) for row in self.rows]}
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the table to a file, in the format of its suffix: .md, .tex, .html, .csv or .json.
@@ -196,10 +200,13 @@ def _as_csv(board: Leaderboard) -> str:
 
 
 def _as_json(board: Leaderboard) -> str:
-    """A list of rows, with null for nan."""
-    fields = [row._asdict() for row in board.rows]
-    rows = [{name: None if value != value else value for name, value in row.items()} for row in fields]  # noqa: PLR0124
-    return json.dumps({"benchmark": board.benchmark, "rows": rows}, indent=1) + "\n"
+    """The record of a board as JSON."""
+    return json.dumps(board._record(), indent=1) + "\n"
+
+
+def _with_null(row: Any) -> dict[str, Any]:
+    """Fields of a row, with None, which JSON writes as null, for nan."""
+    return {name: None if value != value else value for name, value in row._asdict().items()}  # noqa: PLR0124
 
 
 _WRITERS: dict[str, Callable[[Leaderboard], str]] = {
@@ -351,7 +358,7 @@ def _row(name: str, scored: _Scored, metric: str, truth: Any, ceiling: float) ->
     try:
         if isinstance(scored.scores, Predictions) and metric != "lds":
             raise ValueError("predictions are of subsets, which only the LDS uses")
-        interval = _INTERVALS[metric](scored.scores, truth)
+        interval = INTERVALS[metric](scored.scores, truth)
     except Exception as error:  # any error of a metric on scores that do not fit
         return row._replace(error=_told(error))
     if math.isnan(interval.mean):
@@ -360,8 +367,6 @@ def _row(name: str, scored: _Scored, metric: str, truth: Any, ceiling: float) ->
     check_orientation(scored.scores, truth, metric, name=name, value=value)
     return row._replace(value=value, low=low, high=high, ceiling=ceiling, share=value / ceiling)
 
-
-_INTERVALS: dict[str, Callable] = {"lds": lds_interval, "loo": loo_interval, "mislabel": mislabel_interval}
 
 
 _COMPARISONS: dict[str, Callable] = {"lds": compare_lds, "loo": compare_loo, "mislabel": compare_mislabel}

@@ -5,7 +5,6 @@
 # %% ../../nbs/benchmark/21_sharing.ipynb #new3
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -25,8 +24,8 @@ from dattri.benchmark.hub import (
 from dattri.benchmark.leaderboard import (  # the row for those who evaluate inherited annotations
     Leaderboard,
     LeaderboardRow,  # noqa: F401
-    _as_json,
     _checked,
+    _with_null,
     evaluate,
 )
 from .manifest import MANIFEST, Check, Manifest, _versions, file_hash
@@ -34,7 +33,6 @@ from .settings import Setting, find_setting, list_benchmarks
 from .workspace import Workspace, tensor_name
 from ..metric.files import read_scores
 from ..metric.inputs import check_real
-from ..model_util.checkpoint import atomic_write
 
 # %% auto #0
 __all__ = ['publish_scores', 'Publication', 'SharedLeaderboard', 'leaderboard_from']
@@ -236,6 +234,8 @@ class Publication(NamedTuple):
 class SharedLeaderboard(Leaderboard):
     """A leaderboard of published scores: every value is computed locally, with the claims listed below.
 
+    A file of CSV has the values alone.
+
     Parameters
     ----------
     rows, benchmark
@@ -252,22 +252,9 @@ class SharedLeaderboard(Leaderboard):
         cells = [head, *(_cells(each) for each in self.publications if not each.error)]
         return {**super()._tables(), **({"published": cells} if len(cells) > 1 else {})}
 
-    def save(self, path: str | os.PathLike) -> None:
-        """Write the tables to a file, in the format of its suffix: .md, .tex, .html, .csv (values only) or .json.
-
-        Raises
-        ------
-        ValueError
-            If the suffix is not one of these.
-        """
-        file = Path(path).expanduser()
-        if file.suffix != ".json":
-            super().save(file)
-            return
-        fields = [each._asdict() for each in self.publications]
-        claims = [{**each, "seconds": None if math.isnan(each["seconds"]) else each["seconds"]} for each in fields]
-        record = {**json.loads(_as_json(self)), "publications": claims}
-        atomic_write(file, (json.dumps(record, indent=1) + "\n").encode())
+    def _record(self) -> dict[str, Any]:
+        """What a file of JSON holds: the values, and the claims."""
+        return {**super()._record(), "publications": [_with_null(each) for each in self.publications]}
 
 
 def _cells(each: Publication) -> list[str]:

@@ -83,10 +83,10 @@ def check_orientation(
     return found
 
 # %% ../../nbs/metric/18_orientation.ipynb #4893ca56
-_INTERVALS: dict[str, Callable[..., ConfidenceInterval]] = {
+INTERVALS: dict[str, Callable[..., ConfidenceInterval]] = {
     "lds": lds_interval, "loo": loo_interval, "mislabel": mislabel_interval,
 }
-METRICS = tuple(_INTERVALS)
+METRICS = tuple(INTERVALS)
 _CHANCE = {"lds": 0.0, "loo": 0.0, "mislabel": 0.5}
 _NAMES = {"lds": "LDS", "loo": "LOO correlation", "mislabel": "mislabel AUC"}
 _MEANS = dict.fromkeys(("lds", "loo"), "that training on a sample lowers the loss") | {"mislabel": "more suspicious"}
@@ -113,7 +113,7 @@ def _sure_interval(score: Any, ground_truth: Any, metric: str) -> ConfidenceInte
     """Interval of a metric at the confidence of the check, without warnings that the metric gives itself."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return _INTERVALS[metric](score, ground_truth, confidence=_CONFIDENCE)
+        return INTERVALS[metric](score, ground_truth, confidence=_CONFIDENCE)
 
 
 def _opposite(score: Any, ground_truth: Any, metric: str, value: float | None) -> str | None:

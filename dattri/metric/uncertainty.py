@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -286,13 +286,17 @@ def _delong(auc: float, curve: RocCurve, num_wrong: int, num_clean: int) -> Esti
     fewer = min(num_wrong, num_clean)
     cautious = (fewer * auc + 0.5) / (fewer + 1)
     added = 0.5 * cautious * (1 - cautious)  # half an observation, as far from the others as possible
+    return _two_classes(auc, spreads, (num_wrong, num_clean), added)
+
+
+def _two_classes(mean: float, spreads: Sequence[float], sizes: Sequence[int], added: float) -> Estimate:
+    """A mean over wrong and clean samples, from the spread of each class, to which half an observation is added."""
     wrong, clean = (
-        (spread * count + added) / (count - 1 + 0.5) / count
-        for spread, count in zip(spreads, (num_wrong, num_clean), strict=True)
+        (spread * count + added) / (count - 0.5) / count for spread, count in zip(spreads, sizes, strict=True)
     )
     variance = wrong + clean
-    spread = wrong**2 / (num_wrong - 1) + clean**2 / (num_clean - 1)
-    return Estimate(auc, variance, max(variance**2 / spread, 1.0) if spread > 0 else math.inf, wrong, clean, 0.0)
+    spread = wrong**2 / (sizes[0] - 1) + clean**2 / (sizes[1] - 1)
+    return Estimate(mean, variance, max(variance**2 / spread, 1.0) if spread > 0 else math.inf, wrong, clean, 0.0)
 
 # %% ../../nbs/metric/03_uncertainty.ipynb #68cf1296
 def compare_mislabel(a: Any, b: Any, ground_truth: Any, *, confidence: float = 0.95) -> Comparison:
@@ -348,14 +352,9 @@ def compare_mislabel(a: Any, b: Any, ground_truth: Any, *, confidence: float = 0
     apart = [left - right for left, right in zip(first, second, strict=True)]
     if not any(np.any(part) for part in apart):
         return Comparison(0.0, 0.0, 0.0, 1.0)
-    added = _half_observation(first, second)
-    wrong, clean = (
-        (float(part.var()) * count + added) / (count - 0.5) / count for part, count in zip(apart, sizes, strict=True)
-    )
-    spread = wrong**2 / (sizes[0] - 1) + clean**2 / (sizes[1] - 1)
-    variance = wrong + clean
-    degrees = max(variance**2 / spread, 1.0) if spread > 0 else math.inf
-    low, high, pvalue = _difference_interval(Estimate(difference, variance, degrees, wrong, clean, 0.0), confidence)
+    spreads = [float(part.var()) for part in apart]
+    estimate = _two_classes(difference, spreads, sizes, _half_observation(first, second))
+    low, high, pvalue = _difference_interval(estimate, confidence)
     return Comparison(difference, max(low, -1.0), min(high, 1.0), pvalue)
 
 # %% ../../nbs/metric/03_uncertainty.ipynb #26462f94
