@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -44,9 +45,32 @@ def _import_module(name: str | None) -> None:
                 ) from error
 
 
+_IN_COMMANDS = {  # a remedy in Python: the same in a terminal; the first ones are parts of sentences with the others
+    r"[Cc]all load_benchmark with redownload=True": "Run dattri load with --redownload",
+    r"load_benchmark with redownload=True": "dattri load with --redownload",
+    r"call build_benchmark again": "run dattri build again",
+    r"call again\b": "run the command again",
+    r"([Rr])epeat the call\b": r"\1un the command again",
+    r"redownload=True": "--redownload",
+    r"overwrite=True": "--overwrite",
+    r"baselines=False": "--baselines none",
+    r"device='(\w+)'": r"--device \1",
+    r"pass the name of one:": "pass the name of one with --array:",
+    r"pass benchmark=": "pass --model and --dataset",
+}
+
+
+def _in_commands(message: object) -> str:
+    """A message of the library with its remedies as options of the command."""
+    text = str(message)
+    for python, command in _IN_COMMANDS.items():
+        text = re.sub(python, command, text)
+    return text
+
+
 def _one_line_warning(message: Warning | str, *_: object, **__: object) -> None:
     """Print a warning without the line of code that raised it."""
-    typer.secho(f"Warning: {message}", err=True, fg="yellow")
+    typer.secho(f"Warning: {_in_commands(message)}", err=True, fg="yellow")
 
 
 @contextmanager
@@ -57,11 +81,11 @@ def _one_line_errors() -> Iterator[None]:
             warnings.showwarning = _one_line_warning
             yield
     except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
-        typer.secho(f"Error: {error}", err=True, fg="red")
+        typer.secho(f"Error: {_in_commands(error)}", err=True, fg="red")
         raise typer.Exit(1) from error
     except KeyboardInterrupt as error:
         typer.secho(
-            str(error) or "Interrupted. Finished work is kept; run the same command again to resume.", err=True
+            _in_commands(error) or "Interrupted. Finished work is kept; run the same command again to resume.", err=True
         )
         raise typer.Exit(130) from error
 
@@ -92,15 +116,15 @@ def demo(
     ] = 1297,
 ) -> None:
     """Judge three attribution methods against retraining on scikit-learn's digits in a minute, without downloads."""
-    from dattri.demo import demo_leaderboard, draw, run_demo  # noqa: PLC0415  (imports torch)
+    from dattri.benchmark.workspace import folder_contents  # noqa: PLC0415  (imports torch)
+    from dattri.demo import draw, run_demo  # noqa: PLC0415
     from dattri.metric.report import save_figure  # noqa: PLC0415
 
     with _one_line_errors():
-        results, ground_truth = run_demo(out, num_subsets=num_subsets, num_removed=num_removed, n_jobs=n_jobs)
-        board = demo_leaderboard(out, num_subsets=num_subsets, num_removed=num_removed)
+        result = run_demo(out, num_subsets=num_subsets, num_removed=num_removed, n_jobs=n_jobs)
     picture = out / "demo.png"
-    save_figure(draw(results, ground_truth), picture)
-    typer.echo(f"\n{board}\n\nPicture: {picture}\nModels:  {out} (run again to reuse them)")
+    save_figure(draw(result), picture)
+    typer.echo(f"\n{result.board}\n\nPicture: {picture}\n{folder_contents(out / 'benchmark' / 'digits_lr')}")
 
 # %% ../nbs/cli.ipynb #adac6d11
 Model = Annotated[str, typer.Option(help="Model of the setting; see `dattri list`.")]
@@ -145,6 +169,7 @@ def load(
 ) -> None:
     """Download or build a benchmark, verify it, and print where it is."""
     from dattri.benchmark.load import load_benchmark  # noqa: PLC0415
+    from dattri.benchmark.workspace import folder_contents  # noqa: PLC0415
 
     with _one_line_errors():
         attributes, truth = load_benchmark(
@@ -159,6 +184,7 @@ def load(
     for kind, found in models.items():
         typer.echo(f"{len(found)} {kind} models: {Path(found[0]).parents[1]}")
     typer.echo(f"ground truth ({metric}): {' and '.join(map(str, shapes))}")
+    typer.echo(folder_contents(Path(models["full"][0]).parents[2]))
 
 # %% ../nbs/cli.ipynb #eb974b43
 def _check_truth_options(ground_truth: Path | None, **setting: str | None) -> None:
@@ -356,13 +382,13 @@ def build(
     """Train a setting's models, compute its ground truth, and check it."""
     from dattri.benchmark.build import build_benchmark  # noqa: PLC0415
     from dattri.benchmark.settings import find_setting  # noqa: PLC0415
+    from dattri.benchmark.workspace import folder_contents  # noqa: PLC0415
 
     with _one_line_errors():
         setting = find_setting(model, dataset)
         folder = build_benchmark(setting, out, metrics=metric, device=device, n_jobs=n_jobs, overwrite=overwrite)
     typer.echo(
-        f"Built: {folder}\nChecks and hashes: {folder / 'manifest.json'}. Use it with --download-path {out}; publish "
-        "it with dattri publish."
+        f"{folder_contents(folder)}\nUse it with --download-path {out}; publish it with dattri publish {out} REPO_ID."
     )
 
 # %% ../nbs/cli.ipynb #aad8db1e

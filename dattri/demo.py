@@ -5,7 +5,7 @@
 # %% ../nbs/demo.ipynb #eefaeb2e
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,30 +17,42 @@ from torch.utils.data import TensorDataset
 from .benchmark.baselines import gradient_dot, influence_function
 from .benchmark.leaderboard import Leaderboard, evaluate
 from .benchmark.load import load_setting
-from .benchmark.settings import Setting, find_setting
-from .metric import ConfidenceInterval, lds, lds_interval, loo_corr, mislabel_detection_auc
-from .metric.display import LINES
+from .benchmark.settings import find_setting
+from .metric import lds
+from .metric.retrieval import detection_curve
 from .model_util.checkpoint import load_checkpoint
+from .plot import detection, distribution, predicted_actual
 
 # %% auto #0
-__all__ = ['run_demo']
+__all__ = ['DemoResult', 'run_demo']
 
 # %% ../nbs/demo.ipynb #b7abdba9
 class DemoResult(NamedTuple):
-    """The demo's result for one method; `lds_each`, `score` and `roc` are for the picture."""
+    """The result of the demo: the leaderboard, and the scores and ground truth that it was made from.
 
-    lds: ConfidenceInterval
-    loo: float
-    auc: float
-    lds_each: torch.Tensor
-    score: torch.Tensor
-    roc: Any
+    Parameters
+    ----------
+    board : Leaderboard
+        The three methods with intervals, ceiling and paired differences.
+    scores : dict of str to dict
+        Scores by method and kind: "attribution", (num_train, num_test), and "self_attribution", (num_train,).
+    truth : dict
+        Ground truth by metric: "lds", "loo" and "mislabel".
+
+    See Also
+    --------
+    run_demo : Returns it.
+    """
+
+    board: Leaderboard
+    scores: dict[str, dict[str, torch.Tensor]]
+    truth: dict[str, Any]
 
 # %% ../nbs/demo.ipynb #e93aca41
 def run_demo(
     path: str | Path, *, num_subsets: int = 100, num_removed: int = 1297, n_jobs: int | None = None
-) -> tuple[dict[str, DemoResult], Any]:
-    """Retrain on digits, judge three methods, and return what each achieved and the LDS ground truth.
+) -> DemoResult:
+    """Retrain on digits and judge three methods.
 
     Parameters
     ----------
@@ -55,10 +67,8 @@ def run_demo(
 
     Returns
     -------
-    results : dict of str to DemoResult
-        One per method.
-    ground_truth : GroundTruth
-        Targets and indices of the random halves.
+    DemoResult
+        The leaderboard, scores by method, and ground truth by metric.
 
     See Also
     --------
@@ -67,118 +77,54 @@ def run_demo(
 
     Examples
     --------
-    >>> results, ground_truth = run_demo("demo", num_subsets=5, num_removed=3)
-    >>> list(results)
+    >>> result = run_demo("demo", num_subsets=5, num_removed=3)
+    >>> list(result.scores)
     ['influence function', 'gradient dot product', 'random']
-    >>> ground_truth.values.shape
+    >>> result.truth["lds"].values.shape
     torch.Size([5, 500])
     """
-    setting = _setting(num_subsets, num_removed)
-    attributes, truth = {}, {}
-    for metric in setting.metrics:
-        attributes[metric], truth[metric] = load_setting(setting, metric, path, n_jobs=n_jobs)
-    right, wrong = (_scores(attributes[metric]) for metric in ("lds", "mislabel"))
-    results = {}
-    for name, (score, _) in right.items():
-        auc, roc = mislabel_detection_auc(wrong[name].self_attribution, truth["mislabel"])
-        loo = float(loo_corr(score, truth["loo"]).correlation.nanmean())
-        results[name] = DemoResult(
-            lds_interval(score, truth["lds"]), loo, auc, lds(score, truth["lds"]).correlation, score, roc
-        )
-    return results, truth["lds"]
+    setting = replace(find_setting("lr", "digits"), num_subsets=num_subsets, num_removed=num_removed)
+    truth = {metric: load_setting(setting, metric, path, n_jobs=n_jobs)[1] for metric in setting.metrics}
+    scores: dict[str, dict[str, torch.Tensor]] = {name: {} for name in METHODS}
+    methods = {name: _keeping(method, scores[name]) for name, method in METHODS.items()}
+    board = evaluate(methods, setting, baselines=False, download_path=path)
+    return DemoResult(board, scores, truth)
 
 
-def _setting(num_subsets: int, num_removed: int) -> Setting:
-    """The setting of the demo."""
-    return replace(find_setting("lr", "digits"), num_subsets=num_subsets, num_removed=num_removed)
+def _keeping(method: Callable, kept: dict[str, torch.Tensor]) -> Callable:
+    """A method of a leaderboard that scores the first full model and keeps what it returned."""
 
+    def function(attributes: dict[str, Any], metric: str) -> torch.Tensor:
+        model, kind = attributes["model"], "self_attribution" if metric == "mislabel" else "attribution"
+        model.load_state_dict(load_checkpoint(Path(attributes["models_full"][0])))
+        test = None if metric == "mislabel" else attributes["test_dataset"]
+        kept[kind] = method(model, attributes["train_dataset"], test)
+        return kept[kind]
 
-def _scores(attributes: dict[str, Any]) -> dict[str, Scores]:
-    """Scores of the three methods for the first full model."""
-    model = attributes["model"]
-    model.load_state_dict(load_checkpoint(Path(attributes["models_full"][0])))
-    return attribute(model, attributes["train_dataset"], attributes["test_dataset"])
+    return function
 
 # %% ../nbs/demo.ipynb #58dea66a
-class Scores(NamedTuple):
-    """Scores of training samples for test samples, (num_train, num_test), and for themselves, (num_train,)."""
-
-    attribution: torch.Tensor
-    self_attribution: torch.Tensor
-
-# %% ../nbs/demo.ipynb #378a6464
-def attribute(model: nn.Module, train: TensorDataset, test: TensorDataset) -> dict[str, Scores]:
-    """Scores of the three methods for a trained model."""
-    methods = {"influence function": influence_function, "gradient dot product": gradient_dot}
-    scores = {name: Scores(method(model, train, test), method(model, train)) for name, method in methods.items()}
-    generator, shape = torch.Generator().manual_seed(1), (len(train), len(test))
-    random = Scores(torch.randn(shape, generator=generator), torch.randn(shape[0], generator=generator))
-    return {**scores, "random": random}
-
-# %% ../nbs/demo.ipynb #2945fc41
-def demo_leaderboard(path: str | Path, *, num_subsets: int = 100, num_removed: int = 1297) -> Leaderboard:
-    """The three methods with intervals, ceiling and paired differences, from the models of `run_demo`."""
-    return evaluate({"influence function": _influence}, _setting(num_subsets, num_removed), download_path=path)
+def random_scores(model: nn.Module, train: TensorDataset, test: TensorDataset | None = None) -> torch.Tensor:  # noqa: ARG001
+    """Standard normal scores, the same at each call."""
+    shape = (len(train),) if test is None else (len(train), len(test))
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
 
-def _influence(attributes: dict[str, Any], metric: str) -> torch.Tensor:
-    """Influence function of the first full model."""
-    model = attributes["model"]
-    model.load_state_dict(load_checkpoint(Path(attributes["models_full"][0])))
-    tests = None if metric == "mislabel" else attributes["test_dataset"]
-    return influence_function(model, attributes["train_dataset"], tests)
-
-# %% ../nbs/demo.ipynb #fbc59612
-def _draw_lds(axis: Any, results: dict[str, DemoResult]) -> None:
-    """Histograms of the LDS of test samples, and the mean of each method with its interval."""
-    for number, (name, result) in enumerate(results.items()):
-        color = f"C{number}"
-        label = f"{name}: mean {round(result.lds.mean, 2) + 0.0:.2f}"  # no minus before 0.00
-        axis.hist(
-            result.lds_each.numpy(), bins=40, range=(-1, 1), histtype="stepfilled", alpha=0.4, color=color, label=label
-        )
-        axis.axvspan(result.lds.low, result.lds.high, ymax=0.78, color=color, alpha=0.3, linewidth=0)
-        axis.axvline(result.lds.mean, ymax=0.78, color=color, linestyle=LINES[number % 4], linewidth=1.5)
-    axis.set(
-        xlabel="LDS of a test sample (lines: means; bands: 95% intervals)", ylabel="test samples",
-        title="Do sums of scores predict retraining?",
-    )
-    axis.margins(y=0.35)  # room for the legend
-
-
-def _draw_roc(axis: Any, results: dict[str, DemoResult]) -> None:
-    """Fraction of wrong labels found against the fraction of clean samples inspected, on a logarithmic axis."""
-    smallest = min(float(result.roc.fpr[result.roc.fpr > 0].min()) for result in results.values())
-    for number, (name, result) in enumerate(results.items()):
-        axis.plot(
-            result.roc.fpr.clamp(min=smallest / 2), result.roc.tpr, color=f"C{number}", linestyle=LINES[number % 4],
-            drawstyle="steps-post", label=f"{name}: {result.auc:.2f}",
-        )
-    chance = torch.logspace(math.log10(smallest / 2), 0, 100)
-    axis.plot(chance, chance, color="0.5", linestyle=(0, (5, 5)), linewidth=1, label="chance: 0.50")
-    axis.set(
-        xscale="log", xlim=(smallest / 2, 1), xlabel="clean samples inspected (log scale)", ylabel="wrong labels found",
-        title="Wrong labels (AUC)",
-    )
+METHODS: dict[str, Callable] = {
+    "influence function": influence_function, "gradient dot product": gradient_dot, "random": random_scores,
+}
 
 # %% ../nbs/demo.ipynb #0d8d51ed
-def draw(results: dict[str, DemoResult], ground_truth: Any) -> Any:
-    """Three panels: LDS of the test samples, predictions against retraining for one of them, and ROC curves."""
+def draw(result: DemoResult) -> Any:
+    """Three panels: LDS of the test samples, predictions against retraining for one of them, and detection curves."""
     from matplotlib.figure import Figure  # noqa: PLC0415  (heavy; and not pyplot, which keeps global state)
 
-    figure = Figure(figsize=(13, 3.8), layout="constrained")
+    figure = Figure(figsize=(14, 4.2), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
-    _draw_lds(left, results)
-    _draw_roc(right, results)
-    best = max(results, key=lambda name: results[name].lds.mean)
-    each = results[best].lds_each
-    sample = int(each.argsort()[len(each) // 2])
-    predicted = results[best].score[ground_truth.indices, sample].sum(1)
-    middle.scatter(predicted, ground_truth.values[:, sample], s=12)
-    middle.set(
-        xlabel=f"sum of scores ({best})", ylabel="minus loss after retraining",
-        title=f"Test sample {sample}: LDS {each[sample]:.2f}",
-    )
-    left.legend(frameon=False, fontsize=8, loc="upper left")
-    right.legend(frameon=False, fontsize=8, loc="center", bbox_to_anchor=(0.62, 0.62))
+    scores, best = result.scores, result.board.rows[0].method
+    distribution({name: lds(kinds["attribution"], result.truth["lds"]) for name, kinds in scores.items()}, left)
+    predicted_actual(scores[best]["attribution"], result.truth["lds"], middle, method=best)
+    wrong = result.truth["mislabel"]
+    detection({name: detection_curve(kinds["self_attribution"], wrong) for name, kinds in scores.items()}, right)
+    right.set(xlim=(0, 0.3), xticks=[0, 0.1, 0.2, 0.3])
     return figure

@@ -390,7 +390,7 @@ def detection(curves: Any, ax: Any = None) -> Any:
     >>> curves = {"loss": detection_curve([0.1, 0.9, 0.3, 0.3], [0, 1, 1, 0])}
     >>> ax = detection(curves, Figure().subplots())
     >>> [text.get_text() for text in ax.get_legend().get_texts()]
-    ['ideal: area 0.750', 'loss: area 0.688', 'random: area 0.500']
+    ['ideal: area 0.750', 'loss: area 0.688', 'random order: area 0.500']
     """
     named = _named("curves", curves, "a DetectionCurve, as detection_curve returns", "inspected", "found", "ideal_auc")
     ideals = {curve.ideal_auc for curve in named.values()}
@@ -438,7 +438,7 @@ def roc(detections: Any, ax: Any = None) -> Any:
     >>> found = mislabel_detection_auc(torch.tensor([0.1, 0.9, 0.3, 0.3]), torch.tensor([0, 1, 1, 0]))
     >>> ax = roc({"loss": found}, Figure().subplots())
     >>> [text.get_text() for text in ax.get_legend().get_texts()]
-    ['ideal: AUC 1.000', 'loss: AUC 0.875', 'random: AUC 0.500']
+    ['ideal: AUC 1.000', 'loss: AUC 0.875', 'random order: AUC 0.500']
     """
     named = _named("detections", detections, "what mislabel_detection_auc returns", "auc", "curve")
     lines = {name: (found.curve.fpr, found.curve.tpr, found.auc) for name, found in named.items()}
@@ -461,7 +461,8 @@ def _found(lines: Mapping[str, tuple[Any, Any, float]], ax: Any, ideal: tuple[An
             marker=MARKERS[number % len(MARKERS)], markevery=(0.03 * (number % 5), 0.15),
         )[0]
         known.append((line, f"{name}: {what} {area:.3f}"))
-    known.append((ax.plot([0, 1], [0, 1], ":", color="black", linewidth=0.9, zorder=3)[0], f"random: {what} 0.500"))
+    diagonal = ax.plot([0, 1], [0, 1], ":", color="black", linewidth=0.9, zorder=3)[0]
+    known.append((diagonal, f"random order: {what} 0.500"))
     ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xticks=np.linspace(0, 1, 6), yticks=np.linspace(0, 1, 6))
     return _explained(ax, known)
 

@@ -22,7 +22,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from dattri.benchmark.datasets import digits
-from dattri.demo import attribute
+from dattri.demo import METHODS
 from dattri.metric import calculate_lds_ground_truth, lds, lds_interval
 from dattri.model_util.ensemble import EnsembleTrainer
 from dattri.model_util.retrain import retrain_lds
@@ -83,8 +83,8 @@ def digits_population(num_subsets=1000):
     with tempfile.TemporaryDirectory() as folder:
         retrain_lds(trainer, loader, folder, num_subsets=num_subsets, seed=0)
         truth = calculate_lds_ground_truth(EnsembleTarget(model_fn, each), folder, DataLoader(test, batch_size=500))
-    methods = attribute(trainer(loader, seed=1), TensorDataset(*train.tensors), TensorDataset(*test.tensors))
-    return {name: found.attribution for name, found in methods.items()}, truth
+    model, data = trainer(loader, seed=1), (TensorDataset(*train.tensors), TensorDataset(*test.tensors))
+    return {name: method(model, *data) for name, method in METHODS.items()}, truth
 
 
 def draw_digits(generator, score, truth, num_subsets, num_tests):

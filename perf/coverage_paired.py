@@ -25,7 +25,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from dattri.benchmark.datasets import digits
-from dattri.demo import attribute
+from dattri.demo import METHODS
 from dattri.metric import lds_interval
 from dattri.metric.ceiling import ceiling_share, lds_ceiling, plan_lds
 from dattri.metric.ground_truth import GroundTruth
@@ -346,8 +346,8 @@ def digits_scores():
     model_fn, num_epochs, _, _ = MODELS["logistic regressions"]
     trainer = EnsembleTrainer(model_fn, nn.functional.cross_entropy, optimizer=sgd, num_epochs=num_epochs)
     model = trainer(DataLoader(train, batch_size=64, shuffle=True), seed=1)
-    found = attribute(model, TensorDataset(*train.tensors), TensorDataset(*test.tensors))
-    return {name: method.attribution for name, method in found.items()}
+    data = TensorDataset(*train.tensors), TensorDataset(*test.tensors)
+    return {name: method(model, *data) for name, method in METHODS.items()}
 
 
 def all_digits(population):

@@ -1,9 +1,11 @@
 """What a user of the demo sees: a line per benchmark, and a picture in which every method is seen."""
 
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 
+from dattri import demo, lds
 from dattri.benchmark import settings
 from dattri.demo import draw, run_demo
 
@@ -29,14 +31,32 @@ def test_one_line_for_each_benchmark(small, capfd):
     assert capfd.readouterr().err == "", "a second run finds everything built"
 
 
-def test_every_method_is_told_apart(small):
-    results, truth = run_demo(**small)
-    left, _, right = draw(results, truth).axes
-    for axis in (left, right):
-        lines = axis.get_lines()
-        assert len({(line.get_color(), str(line.get_linestyle())) for line in lines}) == len(lines) >= len(results)
-    assert [line.get_xdata()[0] for line in left.get_lines()] == [result.lds.mean for result in results.values()]
-    assert right.get_xscale() == "log"
-    *methods, chance = right.get_lines()
-    assert (chance.get_xdata() == chance.get_ydata()).all()
-    assert len(methods) == len(results)
+def test_every_method_is_in_each_picture(small):
+    result = run_demo(**small)
+    left, middle, right = draw(result).axes
+    best = result.board.rows[0].method
+    assert all(any(name in label.get_text() for label in left.get_yticklabels()) for name in result.scores)
+    assert middle.get_title().startswith(f"{best}, test sample ")
+    lines = right.get_lines()
+    styles = {(line.get_color(), str(line.get_linestyle())) for line in lines}
+    assert len(styles) == len(lines) == len(result.scores) + 2
+
+
+def test_each_method_is_run_once_for_each_kind_of_scores(small, monkeypatch):
+    counts = Counter()
+
+    def counting(name, method):
+        def function(*arguments):
+            counts[name] += 1
+            return method(*arguments)
+
+        return function
+
+    monkeypatch.setattr(demo, "METHODS", {name: counting(name, method) for name, method in demo.METHODS.items()})
+    result = run_demo(**small)
+    assert counts == dict.fromkeys(result.scores, 2)
+    rows = {row.method: row.value for row in result.board.rows if row.metric == "lds"}
+    assert rows == {
+        name: pytest.approx(float(lds(kinds["attribution"], result.truth["lds"]).correlation.nanmean()))
+        for name, kinds in result.scores.items()
+    }

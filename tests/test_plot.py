@@ -233,7 +233,7 @@ def test_curves_lie_between_ideal_and_random_order():
     ax = plot.roc(DETECTIONS, Figure().subplots())
     assert ax.lines[0].get_xydata().tolist() == [[0, 0], [0, 1], [1, 1]]
     assert np.allclose(ax.lines[1].get_xydata(), torch.stack([*DETECTIONS["a"].curve[:2]], 1))
-    assert names(ax)[1] == f"a: AUC {DETECTIONS['a'].auc:.3f}" and names(ax)[-1] == "random: AUC 0.500"
+    assert names(ax)[1] == f"a: AUC {DETECTIONS['a'].auc:.3f}" and names(ax)[-1] == "random order: AUC 0.500"
     assert max(ax.get_yticks()) == 1 < ax.get_ylim()[1]
 
 

@@ -55,7 +55,7 @@ MODULES = {
         "SubsetSampler", "add_duplicates", "add_feature_noise", "flip_by_matrix", "flip_label", "plant_check",
         "plant_shortcut",
     ],
-    "dattri.demo": ["run_demo"],
+    "dattri.demo": ["DemoResult", "run_demo"],
     "dattri.plot": [
         "detection", "distribution", "flips", "methods", "predicted_actual", "removal", "roc", "top_samples",
     ],

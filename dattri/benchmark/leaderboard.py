@@ -96,8 +96,11 @@ class Leaderboard:
         return {metric: _without_empty(cells) for metric, cells in tables.items()}
 
     def _notes(self, metric: str) -> list[str]:
-        """Why values are missing."""
-        return [f"{row.method}: {row.error}" for row in self.rows if row.metric == metric and row.error]
+        """Why values are missing, or lie outside their intervals."""
+        rows = [row for row in self.rows if row.metric == metric]
+        outside = [row.method for row in rows if row.value < row.low or row.value > row.high]
+        notes = [f"{row.method}: {row.error}" for row in rows if row.error]
+        return [*notes, _OUTSIDE.format(", ".join(outside))] if outside else notes
 
     def __repr__(self) -> str:
         tables = ("\n".join([as_text(cells), *self._notes(metric)]) for metric, cells in self._tables().items())
@@ -146,6 +149,7 @@ class Leaderboard:
         return methods(self, ax, metric=metric)
 
 
+_OUTSIDE = "outside its interval: {}; few models bias the value towards 0, and the interval corrects for that"
 _HEAD = ("value", "95% interval", "of ceiling", "behind the best", "checkpoints", "seconds")
 _TITLES = {"lds": "mean LDS", "loo": "mean LOO correlation", "mislabel": "AUC of finding wrong labels"}
 

@@ -202,3 +202,22 @@ def parts_of(metric: Metric) -> set[str]:
 def origin_of(setting: Setting) -> dict[str, str]:
     """Origin of a setting's files; empty if they are built here."""
     return {} if setting.repo_id is None else {"repo_id": setting.repo_id, "revision": str(setting.revision)}
+
+# %% ../../nbs/benchmark/11_workspace.ipynb #05953050
+_PURPOSES = {
+    "models_full": "models trained on all samples, to attribute",
+    "models_half": "models trained on random halves, to attribute",
+    "models_full_mislabel": "models trained on all samples, some with wrong labels, to attribute",
+    "models_half_mislabel": "models trained on random halves, some with wrong labels, to attribute",
+    "lds": "ground truth of the linear datamodeling score",
+    "loo": "ground truth of leave-one-out",
+    "mislabel": "which labels are wrong",
+    "retrained": "models behind the ground truth, for resuming a build; loading does not need them",
+    "manifest.json": "setting, checks, and the hash of every file",
+}
+
+
+def folder_contents(folder: Path) -> str:
+    """What each part of a benchmark's folder is for, one line each."""
+    found = {name: purpose for name, purpose in _PURPOSES.items() if (folder / name).exists()}
+    return "\n".join([f"Folder: {folder}", *(f"  {name:<20}  {purpose}" for name, purpose in found.items())])
