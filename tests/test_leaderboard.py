@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from dattri import Predictions, compare_lds, evaluate, find_setting, lds, lds_ceiling, register_setting
 from dattri.benchmark import beside
 from dattri.benchmark.baselines import trak
+from dattri.benchmark.leaderboard import Leaderboard, LeaderboardRow
 from dattri.benchmark.load import load_setting
 from dattri.cli import app
 from dattri.metric.uncertainty import compare_loo
@@ -230,6 +231,27 @@ def test_tables_are_written(home, tmp_path):
         lines = list(csv.DictReader(file))
     assert [row["method"] for row in written] == [line["method"] for line in lines] == [r.method for r in board.rows]
     assert [row["value"] for row in written if row["method"] == "<b>"] == [None, None]
+    again = Leaderboard.load(tmp_path / "board.json")
+    assert repr(again) == repr(board) and repr(again.rows) == repr(board.rows)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[]", '{"rows": []}', '{"rows": [{"method": "a"}], "benchmark": "b"}',
+     '{"rows": [{"method": "a", "metric": "lds", "colour": 1}], "benchmark": "b"}',
+     '{"rows": [{"method": "a", "metric": "size"}], "benchmark": "b"}'],
+)  # fmt: skip
+def test_files_that_are_no_tables_are_refused(tmp_path, content):
+    (tmp_path / "board.json").write_text(content)
+    with pytest.raises(ValueError, match=r"board.json: expected a table written by Leaderboard.save as .json"):
+        Leaderboard.load(tmp_path / "board.json")
+
+
+@pytest.mark.parametrize(("value", "noted"), [(0.5, False), (0.3, True), (math.nan, False)])
+def test_a_value_outside_its_interval_is_explained(value, noted):
+    board = Leaderboard((LeaderboardRow("mine", "lds", value, 0.4, 0.6),), "b")
+    for shown in (repr(board), board._repr_html_()):
+        assert ("outside its interval: mine; few models bias the value towards 0" in shown) == noted
 
 
 def test_the_command_with_all_baselines(home):

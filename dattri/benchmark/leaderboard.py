@@ -130,6 +130,23 @@ class Leaderboard:
             raise ValueError(f"path: expected a name that ends with {', '.join(_WRITERS)}, got {file.name!r}")
         atomic_write(file, _WRITERS[file.suffix](self).encode())
 
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> Leaderboard:
+        """Read a table that `save` wrote as .json.
+
+        Raises
+        ------
+        ValueError
+            If the file is not such a table.
+        """
+        file = Path(path).expanduser()
+        try:
+            record = json.loads(file.read_text())
+            return cls(tuple(_from_record(row) for row in record["rows"]), str(record["benchmark"]))
+        except (ValueError, TypeError, KeyError) as error:
+            what = f"{type(error).__name__}: {error}"
+            raise ValueError(f"{file}: expected a table written by Leaderboard.save as .json ({what})") from error
+
     def plot(self, ax: Any = None, *, metric: str = "lds") -> Any:
         """Plot the value and interval of each method, with a line for the ceiling.
 
@@ -211,6 +228,15 @@ def _as_json(board: Leaderboard) -> str:
 def _with_null(row: Any) -> dict[str, Any]:
     """Fields of a row, with None, which JSON writes as null, for nan."""
     return {name: None if value != value else value for name, value in row._asdict().items()}  # noqa: PLR0124
+
+
+def _from_record(row: dict[str, Any]) -> LeaderboardRow:
+    """A row from its fields; None is nan, except for the number of checkpoints."""
+    if row["metric"] not in _TITLES:
+        raise ValueError(f"metric {row['metric']!r}")
+    return LeaderboardRow(
+        **{name: math.nan if value is None and name != "num_checkpoints" else value for name, value in row.items()}
+    )
 
 
 _WRITERS: dict[str, Callable[[Leaderboard], str]] = {
