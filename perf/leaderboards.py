@@ -7,7 +7,6 @@ import json
 import sys
 import tempfile
 import time
-from pathlib import Path
 
 import torch
 from measure import DEVICE, RESULTS, machine
@@ -20,8 +19,9 @@ def main(models: list[str]) -> None:
     for model in models:
         begin = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
+            jobs = torch.get_num_threads()
             board = evaluate(
-                {}, (model, "digits"), baselines="all", download_path=folder, device=DEVICE, n_jobs=torch.get_num_threads()
+                {}, (model, "digits"), baselines="all", download_path=folder, device=DEVICE, n_jobs=jobs
             )
         file = RESULTS / f"leaderboard-{model}-digits.json"
         board.save(file)

@@ -234,9 +234,8 @@ def _from_record(row: dict[str, Any]) -> LeaderboardRow:
     """A row from its fields; None is nan, except for the number of checkpoints."""
     if row["metric"] not in _TITLES:
         raise ValueError(f"metric {row['metric']!r}")
-    return LeaderboardRow(
-        **{name: math.nan if value is None and name != "num_checkpoints" else value for name, value in row.items()}
-    )
+    fields: dict[str, Any] = {name: math.nan if value is None else value for name, value in row.items()}
+    return LeaderboardRow(**(fields | {"num_checkpoints": row.get("num_checkpoints")}))
 
 
 _WRITERS: dict[str, Callable[[Leaderboard], str]] = {

@@ -27,7 +27,7 @@ from .subsets import read_subsets
 from ..model_util.loader import LoaderRecipe
 from ..model_util.parallel import one_bar
 from ..model_util.retrain import retrain_subsets
-from ..model_util.retrain_dir import read_metadata
+from ..model_util.retrain_dir import DifferentRunError, read_metadata
 from ..model_util.seeds import check_seed
 from ..model_util.validation import check_int, checked_home
 
@@ -306,8 +306,8 @@ class _Banks:
                 self.train_func, self.dataloader, folder, members, self.num_runs, self.seed, shared_seed=True,
                 n_jobs=self.n_jobs, devices=self.devices, overwrite=overwrite,
             )
-        except ValueError as error:
-            if "subsets_sha256" not in str(error):
+        except DifferentRunError as error:
+            if not {"num_subsets", "subsets_sha256"} & {*error.fields}:
                 raise
             raise ValueError(
                 f"scores, tests: {folder} holds models for other scores under this name, other test samples or another "

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 import hashlib
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -118,6 +118,10 @@ class LooPlan(_Layout):
         """The module is saved by the task of the first index."""
         return self.module if task.subset == self.indices[0] else None
 
+    def extends(self, other: Any) -> bool:
+        """Whether this plan has all models of another one, and more."""
+        return {*other.indices} < {*self.indices} and replace(self, indices=other.indices) == other
+
     def record(self) -> dict[str, Any]:
         """What the plan follows from."""
         return {"indices": list(self.indices), "seed": self.seed}
@@ -170,6 +174,16 @@ class _Numbered(_Layout):
     def subsets(self) -> Sequence[int]:
         """Numbers of the subsets."""
         return range(self.num_subsets)
+
+    def extends(self, other: Any) -> bool:
+        """Whether this plan has all models of another one, and more subsets or runs."""
+        least = other.num_subsets, other.num_runs_per_subset
+        larger = self.num_subsets >= least[0] and self.num_runs_per_subset >= least[1] and self != other
+        return larger and self._first(*least) == other
+
+    def _first(self, num_subsets: int, num_runs_per_subset: int) -> Any:
+        """The plan of the first subsets and runs."""
+        return replace(self, num_subsets=num_subsets, num_runs_per_subset=num_runs_per_subset)  # type: ignore[type-var]
 
     def in_training_order(self) -> Iterable[int]:
         """Numbers of the subsets in the order in which they are trained."""
@@ -382,6 +396,10 @@ class SubsetsPlan(_Numbered):
     def subset_size(self) -> int:
         """Number of samples in the smallest subset."""
         return int(self.sizes().min())
+
+    def _first(self, num_subsets: int, num_runs_per_subset: int) -> SubsetsPlan:
+        """The plan of the first subsets and runs."""
+        return replace(self, members=self.members[:num_subsets], num_runs_per_subset=num_runs_per_subset)
 
     def unrecorded(self) -> np.ndarray | None:
         """The members; the record holds only their digest."""

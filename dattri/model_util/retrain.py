@@ -75,7 +75,8 @@ def retrain_loo(
         Directory for the checkpoints ``index_{i}/model_weights.pt`` (state dicts), ``model.pt`` (the module) and
         ``metadata.yml``. Created if missing.
     indices : sequence of int, optional
-        Positions to remove, in [0, N), one model each. None removes each position in turn.
+        Positions to remove, in [0, N), one model each. None removes each position in turn. If a directory has only some
+        of them, the others are added.
     seed : int, optional
         0 or larger. None draws one and records it in ``metadata.yml``, or continues with the recorded one.
     partition : (int, int), optional
@@ -177,11 +178,12 @@ def retrain_lds(
         Directory for ``metadata.yml`` and, per subset, ``{subset}/indices.txt`` (training positions) and
         ``{subset}/model_weights_{run}.pt`` (state dicts). Created if missing.
     num_subsets : int
-        Subsets that this call trains, 1 or more.
+        Subsets that this call trains, 1 or more. If a directory has fewer in all, the others are added.
     subset_ratio : float
         Share of the samples in each subset, in (0, 1].
     num_runs_per_subset : int
-        Models per subset, 1 or more; averaging over them reduces training noise.
+        Models per subset, 1 or more; averaging over them reduces training noise. If a directory has fewer, the others
+        are added.
     start_id : int
         First subset of this call: shard k of equal shards starts at ``k * num_subsets``.
     total_num_subsets : int
@@ -284,9 +286,10 @@ def retrain_subsets(
     subsets : sequence of int sequences, or boolean mask of shape (num_subsets, N)
         Positions that each model is trained on, 1 to N of them in any order, or a mask that is True for them. Intervals
         over subsets (`lds_interval`) assume that the subsets were drawn at random. A subset given twice is trained
-        twice.
+        twice. If a directory has only the first of them, the others are added.
     num_runs_per_subset : int
         Models per subset, 1 or more, each with a different seed. Two or more measure training noise (`lds_ceiling`).
+        If a directory has fewer, the others are added.
     seed : int, optional
         0 or larger. None draws one and records it in ``metadata.yml``, or continues with the recorded one.
     shared_seed : bool

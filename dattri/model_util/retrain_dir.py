@@ -22,6 +22,8 @@ import numpy as np
 import torch
 import yaml
 
+from filelock import FileLock
+
 from .. import __version__
 from .checkpoint import atomic_write, has_zip_directory, owner_of, sweep
 from .fingerprint import describe, function_arguments, function_name, samples_digest, shortened
@@ -224,6 +226,9 @@ def _check_format(file: Path, metadata: dict[str, Any]) -> None:
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         reason = shortened(f"{type(error).__name__}: {error}")
         raise _unreadable(file, f"it is truncated or was edited ({reason})") from error
+    earlier = metadata.get("grown_from", [])
+    if not isinstance(earlier, list) or not all(re.fullmatch("[0-9a-f]{32}", str(each)) for each in earlier):
+        raise _unreadable(file, "`grown_from` was edited")
     if not whole or folders != _folders(plan):
         for folder in folders.values() if isinstance(folders, dict) else []:
             resolve_inside(file.parent, folder)
@@ -297,7 +302,7 @@ class RetrainDir:
         overwrite: bool = False,
         subsets: Iterable[int] | None = None,
     ) -> RetrainDir:
-        """Write the plan into `path`, or check that the existing plan is the same.
+        """Write the plan into `path`, or check that the existing plan is the same; a larger plan replaces it.
 
         Parameters
         ----------
@@ -326,16 +331,17 @@ class RetrainDir:
             existing = _read_existing(path, metadata["mode"])
             if existing is not None:
                 same_seed = seed is None and "seed" in existing
-                compare_plans(path, existing, metadata_for(existing["seed"]) if same_seed else metadata)
+                wanted = metadata_for(existing["seed"]) if same_seed else metadata
+                existing = _grown(path, existing, wanted, members)
+                compare_plans(path, existing, wanted)
                 directory = cls(path, existing)
                 directory.check_plan()  # from now on, every worker requires this plan
                 return directory
             path.mkdir(parents=True, exist_ok=True)
             if members is not None:
                 _write_members(path, metadata, members)
-            content = yaml.dump(metadata, Dumper=_DUMPER, sort_keys=False)
             try:
-                atomic_write(path / "metadata.yml", content.encode(), replace=False)
+                _write_plan(path, metadata, replace=False)
             except FileExistsError:
                 continue  # another process was first: match its plan
 
@@ -368,17 +374,18 @@ class RetrainDir:
         """The owner recorded in a file of the directory."""
         return f"dattri {self.identity} {file}"
 
+    def _owners(self, subset: int, run: int) -> list[str]:
+        """Owners that a checkpoint may have: this plan, and those that the directory has grown from."""
+        file = self.plan.checkpoint(Task(subset, run, 0))
+        return [f"dattri {identity} {file}" for identity in (self.identity, *self.metadata.get("grown_from", []))]
+
     def is_whole(self, subset: int, run: int) -> bool:
         """Whether a checkpoint exists and is not truncated; `ValueError` if it belongs to another run or place."""
         file = self.checkpoint(subset, run)
         owner = owner_of(file)
         if owner is None:
             return False
-        if (
-            self.identity
-            and owner.startswith("dattri ")
-            and owner != self.owner(self.plan.checkpoint(Task(subset, run, 0)))
-        ):
+        if self.identity and owner.startswith("dattri ") and owner not in self._owners(subset, run):
             raise ValueError(
                 f"{file} is not the model that metadata.yml plans here: it was moved or copied from another run, or "
                 "metadata.yml was edited. Put it back, or delete it and repeat the call that wrote it."
@@ -390,8 +397,9 @@ class RetrainDir:
         same = _digest_of(self.path / "metadata.yml") == self.stamp
         if not same:
             raise ValueError(
-                f"{self.path} was taken over by another call with overwrite=True, so this call stops: the models of "
-                "both would be mixed. Use another path."
+                f"{self.path} was taken over by another call, with overwrite=True or with more models, so this call "
+                "stops: the models of both would be mixed. Repeat the call with the plan of the other, or use another "
+                "path."
             )
 
     @property
@@ -483,8 +491,29 @@ def _digest_of(file: Path) -> str:
     except FileNotFoundError:
         return ""
 
+# %% ../../nbs/model_util/04_retrain_dir.ipynb #e29683bc
+class DifferentRunError(ValueError):
+    """A directory holds models of a different run than the one of this call.
+
+    Parameters
+    ----------
+    message : str
+        What differs, and what to do.
+    fields : sequence of str
+        Names of the differing fields in `metadata.yml`.
+
+    See Also
+    --------
+    dattri.retrain_subsets : Raises it.
+    """
+
+    def __init__(self, message: str, fields: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.fields = tuple(fields)
+
 # %% ../../nbs/model_util/04_retrain_dir.ipynb #fa431c19
-_NOT_COMPARED = ("dattri", "numpy", "torch", "subset_dir_map", "map_index_dir")
+_VERSIONS = ("dattri", "numpy", "torch")
+_NOT_COMPARED = (*_VERSIONS, "subset_dir_map", "map_index_dir", "grown_from")
 _RENAMED = {"SequenceTrainer": "SingleModelTrainer"}  # names of our classes in directories of earlier versions
 
 
@@ -496,29 +525,39 @@ def _differences(name: str, recorded: Any, expected: Any) -> list[str]:
             if recorded == expected
             else [f"{name}: {shortened(repr(recorded))} there, {shortened(repr(expected))} in this call"]
         )
-    keys = expected if name == "" else sorted({*recorded, *expected}, key=str)
-    lead = f"{name}." if name else ""
-    return [line for key in keys for line in _differences(f"{lead}{key}", recorded.get(key), expected.get(key))]
+    keys = sorted({*recorded, *expected}, key=str)
+    return [line for key in keys for line in _differences(f"{name}.{key}", recorded.get(key), expected.get(key))]
 
 
 def compare_plans(path: Path, recorded: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """`ValueError` naming each field in which the directory at `path` differs from this call."""
+    """`DifferentRunError` naming each field in which the directory at `path` differs from this call."""
     if "format" not in recorded:
         raise ValueError(
             f"{path} already holds models of another tool, which recorded too little to continue them. Use another "
             "path; calculate_loo_ground_truth and calculate_lds_ground_truth can read this directory."
         )
+    differing = _all_differences(recorded, expected)
+    if differing:
+        listed = "; ".join(line for lines in differing.values() for line in lines)
+        fewer = [name for name in _COUNTS if name in differing and recorded.get(name, 0) > expected[name]]
+        remedy = "Use another path, or overwrite=True to replace the existing run."
+        if fewer and {*differing} <= {*_COUNTS}:
+            remedy = f"To continue it, pass at least its {' and '.join(fewer)}. {remedy}"
+        raise DifferentRunError(f"{path} already holds models of a different run. {listed}. {remedy}", differing)
+
+
+_COUNTS = ("num_subsets", "num_runs_per_subset")
+
+
+def _all_differences(recorded: Mapping[str, Any], expected: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Differences by field, among the fields that determine the models."""
+    compared = [name for name in expected if name not in _NOT_COMPARED]
+    if recorded["mode"] != expected["mode"]:
+        compared = ["mode"]
     recorded = {**_defaults(recorded), **recorded}
     recorded["train_func"] = _RENAMED.get(recorded["train_func"], recorded["train_func"])
-    if recorded["mode"] != expected["mode"]:
-        listed = f"mode: {recorded['mode']!r} there, {expected['mode']!r} in this call"
-    else:
-        listed = "; ".join(_differences("", recorded, {k: v for k, v in expected.items() if k not in _NOT_COMPARED}))
-    if listed:
-        raise ValueError(
-            f"{path} already holds models of a different run. {listed}. Use another path, or overwrite=True to replace "
-            "the existing run."
-        )
+    found = {name: _differences(name, recorded.get(name), expected[name]) for name in compared}
+    return {name: lines for name, lines in found.items() if lines}
 
 
 def _defaults(recorded: Mapping[str, Any]) -> dict[str, Any]:
@@ -546,6 +585,39 @@ def _subset_folders(path: Path) -> list[Path]:
     """Folders in `path` with names of this format."""
     pattern = "|".join(kind.folder_pattern for kind in PLANS.values())
     return [entry for entry in path.iterdir() if re.fullmatch(pattern, entry.name) and entry.is_dir()]
+
+# %% ../../nbs/model_util/04_retrain_dir.ipynb #3acd0a72
+def _grown(
+    path: Path, existing: dict[str, Any], wanted: dict[str, Any], members: np.ndarray | None
+) -> dict[str, Any]:
+    """The plan at `path`, replaced by the one of this call if that has the same models and more."""
+    if not _continues(path, existing, wanted, members):
+        return existing
+    with FileLock(path / ".metadata.lock"):
+        existing = read_metadata(path)  # another process may have been first
+        if not _continues(path, existing, wanted, members):
+            return existing
+        if members is not None:
+            _write_members(path, wanted, members)
+        versions = {name: existing[name] for name in _VERSIONS if name in existing}
+        earlier = [*existing.get("grown_from", []), RetrainDir(path, existing).identity]
+        grown = {**wanted, **versions, "grown_from": earlier}
+        _write_plan(path, grown, replace=True)
+        return grown
+
+
+def _continues(path: Path, existing: dict[str, Any], wanted: dict[str, Any], members: np.ndarray | None) -> bool:
+    """Whether a plan has all models of the existing one, trained in the same way, and more."""
+    if "format" not in existing or existing["mode"] != wanted["mode"]:
+        return False
+    plan = plan_of(wanted, **({} if members is None else {"members": members}))
+    return plan.extends(_plan_in(path, existing)) and {*_all_differences(existing, wanted)} <= {*plan.record()}
+
+
+def _write_plan(path: Path, metadata: dict[str, Any], *, replace: bool) -> None:
+    """Write the plan; `FileExistsError` if one exists and is not to be replaced."""
+    content = yaml.dump(metadata, Dumper=_DUMPER, sort_keys=False)
+    atomic_write(path / "metadata.yml", content.encode(), replace=replace)
 
 # %% ../../nbs/model_util/04_retrain_dir.ipynb #449df4b4
 def _discard(
