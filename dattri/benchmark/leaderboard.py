@@ -143,7 +143,7 @@ class Leaderboard:
         try:
             record = json.loads(file.read_text())
             return cls(tuple(_from_record(row) for row in record["rows"]), str(record["benchmark"]))
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             what = f"{type(error).__name__}: {error}"
             raise ValueError(f"{file}: expected a table written by Leaderboard.save as .json ({what})") from error
 
