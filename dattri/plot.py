@@ -17,6 +17,7 @@ from .metric.correlation import Predictions, lds, loo_corr
 from .metric.display import LINES, MARKERS, axes_or_new
 from .metric.ground_truth import Targets
 from .metric.inputs import as_real_tensor
+from .metric.kinds import kind_of
 from .metric.subsets import members_of, read_subsets
 
 # %% auto #0
@@ -66,21 +67,21 @@ def methods(
     >>> ax.get_xlabel(), [label.get_text() for label in ax.get_yticklabels()]
     ('mean LDS, 95% interval', ['mine', 'random'])
     """
-    what, chance = _metric(metric)
+    kind = kind_of(metric)
     entries, title = _entries(results, metric)
     if ceiling is not None:
         ends = _triple("ceiling", ceiling)
         entries = [entry._replace(ceiling=ends) for entry in entries]
     ax = axes_or_new(ax, (6, 1.7 + 0.35 * len(entries)))
     known = _draw_ceilings(ax, [entry.ceiling for entry in entries])
-    known.append((ax.axvline(chance, color="0.5", linestyle=":", linewidth=1), f"random scores: {chance:g}"))
+    known.append((ax.axvline(kind.chance, color="0.5", linestyle=":", linewidth=1), f"random scores: {kind.chance:g}"))
     places = [*reversed(range(len(entries)))]
     drawn = {entry.is_best: _draw_entry(ax, entry, place) for place, entry in zip(places, entries, strict=True)}
     if len(drawn) == 2:
         known += [(drawn[True], "best, or not distinguishable from it"), (drawn[False], "worse than the best")]
     names = [entry.method + "\n(no value)" * math.isnan(entry.mean) for entry in entries]
     ax.set_yticks(places, names, parse_math=False)
-    ax.set(xlabel=f"{what}, {100 * confidence:g}% interval", ylim=(-0.6, len(entries) - 0.4))
+    ax.set(xlabel=f"{kind.title}, {100 * confidence:g}% interval", ylim=(-0.6, len(entries) - 0.4))
     ax.set_title(title, parse_math=False)
     return _explained(ax, known)
 
@@ -200,7 +201,7 @@ def distribution(correlations: Any, ax: Any = None, *, metric: str = "lds", ceil
     >>> ax.get_yticklabels()[0].get_text().splitlines()
     ['mine', 'median 0.30']
     """
-    what = _metric(metric)[0].removeprefix("mean ")
+    what = kind_of(metric).short
     named = _named("correlations", correlations)
     rows = {name: _each(f"correlations, {name!r}", found) for name, found in named.items()}
     if ceiling is not None:
@@ -806,16 +807,6 @@ def _draw_cell(ax: Any, cell: _Cell) -> None:
     ax.text(0, 1, "\n".join(lines), fontsize=_SIZE, va="top", transform=ax.transAxes, clip_on=True, parse_math=False)
 
 # %% ../nbs/plot.ipynb #3964815d
-_METRICS = {"lds": ("mean LDS", 0.0), "loo": ("mean LOO correlation", 0.0), "mislabel": ("AUC of wrong labels", 0.5)}
-
-
-def _metric(metric: str) -> tuple[str, float]:
-    """The label of a metric's axis, and the value random scores get."""
-    if metric not in _METRICS:
-        raise ValueError(f"metric: expected one of {', '.join(_METRICS)}, got {metric!r}")
-    return _METRICS[metric]
-
-
 def _two(value: float) -> str:
     """Two decimals, without a minus sign before 0.00."""
     return f"{round(float(value), 2) + 0.0:.2f}"

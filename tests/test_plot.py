@@ -142,7 +142,7 @@ def test_methods_stand_at_their_values():
     assert ax.get_xlabel() == "mean LDS, 95% interval"
     labels = [plot.methods({"a": 0.5}, Figure().subplots(), metric=name, confidence=0.9).get_xlabel()
               for name in ("loo", "mislabel")]  # fmt: skip
-    assert labels == ["mean LOO correlation, 90% interval", "AUC of wrong labels, 90% interval"]
+    assert labels == ["mean LOO correlation, 90% interval", "AUC of finding wrong labels, 90% interval"]
 
 
 def test_methods_of_a_leaderboard():

@@ -22,12 +22,12 @@ import torch
 from .beside import BASELINES, SIMPLE, Baseline, Given
 from .load import load_setting
 from .settings import Setting, find_setting
-from ..metric import compare_lds, lds_ceiling
-from ..metric.uncertainty import compare_loo, compare_mislabel
+from ..metric import lds_ceiling
 from ..metric.correlation import Predictions
 from ..metric.display import as_html, as_text
 from ..metric.files import read_scores
-from ..metric.orientation import INTERVALS, check_orientation
+from ..metric.kinds import KINDS, kind_of
+from ..metric.orientation import check_orientation
 from ..model_util.checkpoint import atomic_write
 
 # %% auto #0
@@ -92,7 +92,7 @@ class Leaderboard:
         """Cells of the table of each metric."""
         tables: dict[str, list[list[str]]] = {}
         for row in self.rows:
-            tables.setdefault(row.metric, [[_TITLES[row.metric], *_HEAD]]).append(_cells(row))
+            tables.setdefault(row.metric, [[KINDS[row.metric].title, *_HEAD]]).append(_cells(row))
         return {metric: _without_empty(cells) for metric, cells in tables.items()}
 
     def _notes(self, metric: str) -> list[str]:
@@ -168,7 +168,6 @@ class Leaderboard:
 
 _OUTSIDE = "outside its interval: {}; few models bias the value towards 0, and the interval corrects for that"
 _HEAD = ("value", "95% interval", "of ceiling", "behind the best", "checkpoints", "seconds")
-_TITLES = {"lds": "mean LDS", "loo": "mean LOO correlation", "mislabel": "AUC of finding wrong labels"}
 
 
 def _cells(row: LeaderboardRow) -> list[str]:
@@ -232,8 +231,7 @@ def _with_null(row: Any) -> dict[str, Any]:
 
 def _from_record(row: dict[str, Any]) -> LeaderboardRow:
     """A row from its fields; None is nan, except for the number of checkpoints."""
-    if row["metric"] not in _TITLES:
-        raise ValueError(f"metric {row['metric']!r}")
+    kind_of(row["metric"])
     fields: dict[str, Any] = {name: math.nan if value is None else value for name, value in row.items()}
     return LeaderboardRow(**(fields | {"num_checkpoints": row.get("num_checkpoints")}))
 
@@ -387,7 +385,7 @@ def _row(name: str, scored: _Scored, metric: str, truth: Any, ceiling: float) ->
     try:
         if isinstance(scored.scores, Predictions) and metric != "lds":
             raise ValueError("predictions are of subsets, which only the LDS uses")
-        interval = INTERVALS[metric](scored.scores, truth)
+        interval = KINDS[metric].interval(scored.scores, truth)
     except Exception as error:  # any error of a metric on scores that do not fit
         return row._replace(error=_told(error))
     if math.isnan(interval.mean):
@@ -398,14 +396,11 @@ def _row(name: str, scored: _Scored, metric: str, truth: Any, ceiling: float) ->
 
 
 
-_COMPARISONS: dict[str, Callable] = {"lds": compare_lds, "loo": compare_loo, "mislabel": compare_mislabel}
-
-
 def _behind(best: str, row: LeaderboardRow, found: Mapping[str, _Scored], truth: Any) -> LeaderboardRow:
     """A row with its paired difference to the best method."""
     if math.isnan(row.value):
         return row
     if row.method == best:
         return row._replace(difference=0.0, difference_low=0.0, difference_high=0.0, is_best=True)
-    difference, low, high, _ = _COMPARISONS[row.metric](found[best].scores, found[row.method].scores, truth)
+    difference, low, high, _ = KINDS[row.metric].compare(found[best].scores, found[row.method].scores, truth)
     return row._replace(difference=difference, difference_low=low, difference_high=high, is_best=low <= 0)

@@ -6,14 +6,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from .correlation import Predictions
 from .inputs import as_real_tensor
-from .uncertainty import ConfidenceInterval, lds_interval, loo_interval, mislabel_interval
+from .kinds import KINDS, kind_of
+from .uncertainty import ConfidenceInterval
 
 # %% auto #0
 __all__ = ['check_orientation']
@@ -83,20 +83,13 @@ def check_orientation(
     return found
 
 # %% ../../nbs/metric/18_orientation.ipynb #4893ca56
-INTERVALS: dict[str, Callable[..., ConfidenceInterval]] = {
-    "lds": lds_interval, "loo": loo_interval, "mislabel": mislabel_interval,
-}
-METRICS = tuple(INTERVALS)
-_CHANCE = {"lds": 0.0, "loo": 0.0, "mislabel": 0.5}
-_NAMES = {"lds": "LDS", "loo": "LOO correlation", "mislabel": "mislabel AUC"}
-_MEANS = dict.fromkeys(("lds", "loo"), "that training on a sample lowers the loss") | {"mislabel": "more suspicious"}
 _CONFIDENCE = 0.999
 
 # %% ../../nbs/metric/18_orientation.ipynb #2c7dd4c2
 def metric_of(ground_truth: Any, metric: str | None) -> str:
     """The metric that a ground truth is for; `ValueError` if `metric` is another one."""
-    if metric not in (None, *METRICS):
-        raise ValueError(f"metric: expected one of {', '.join(METRICS)}, got {metric!r}")
+    if metric is not None:
+        kind_of(metric)
     is_pair = isinstance(ground_truth, (tuple, list)) and len(ground_truth) == 2 and np.ndim(ground_truth[0]) > 0
     if not is_pair:
         inferred, what = "mislabel", "one vector"
@@ -113,19 +106,20 @@ def _sure_interval(score: Any, ground_truth: Any, metric: str) -> ConfidenceInte
     """Interval of a metric at the confidence of the check, without warnings that the metric gives itself."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return INTERVALS[metric](score, ground_truth, confidence=_CONFIDENCE)
+        return KINDS[metric].interval(score, ground_truth, confidence=_CONFIDENCE)
 
 
 def _opposite(score: Any, ground_truth: Any, metric: str, value: float | None) -> str | None:
     """The message for scores that are worse than chance."""
-    if value is not None and not value < _CHANCE[metric]:
+    kind = KINDS[metric]
+    if value is not None and not value < kind.chance:
         return None
     mean, _, high = _sure_interval(score, ground_truth, metric)
-    if not high < _CHANCE[metric]:
+    if not high < kind.chance:
         return None
     return (
-        f"the scores seem to have the opposite sign: {_NAMES[metric]} {mean:.3f} is below {_CHANCE[metric]:g} with "
-        f"99.9% confidence. Larger must mean {_MEANS[metric]}; if yours mean the opposite, pass -score"
+        f"the scores seem to have the opposite sign: {kind.short} {mean:.3f} is below {kind.chance:g} with 99.9% "
+        f"confidence. Larger must mean {kind.larger_means}; if yours mean the opposite, pass -score"
     )
 
 
@@ -142,6 +136,6 @@ def _transposed(score: Any, ground_truth: Any, metric: str, value: float | None)
     if not (turned.low > own.high and turned.mean > 2 * own.mean):
         return None
     return (
-        f"the scores look like (test, train): {_NAMES[metric]} {own.mean:.3f}, but {turned.mean:.3f} transposed. Rows "
-        "must be training samples and columns test samples; if yours are the other way round, pass score.T"
+        f"the scores look like (test, train): {KINDS[metric].short} {own.mean:.3f}, but {turned.mean:.3f} transposed. "
+        "Rows must be training samples and columns test samples; if yours are the other way round, pass score.T"
     )
