@@ -236,7 +236,7 @@ def test_samples_that_are_not_pairs_are_refused(name):
         for train, test in ((wrong, None), (data(40, 1), wrong)):
             if test is None and name == "likeness":
                 continue
-            with pytest.raises(TypeError, match=f"^train_dataset, test_dataset: expected .* a batch is {kind}; pass a"):
+            with pytest.raises(TypeError, match=f"^train_dataset, test_dataset: expected .* a batch is {kind}; pass"):
                 METHODS[name](network(), train, test)
 
 
@@ -245,7 +245,7 @@ def test_labels_that_are_ignored_may_be_anything():
     assert torch.equal(
         representation_similarity(network(), texts, texts), representation_similarity(network(), *[data(5, 1)] * 2)
     )
-    with pytest.raises(TypeError, match="a batch is a list of Tensor, (tuple|list)"):
+    with pytest.raises(TypeError, match=r"a batch is a list of Tensor, (tuple|list)"):
         gradient_dot(network(), texts)
 
 

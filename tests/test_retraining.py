@@ -189,14 +189,14 @@ def test_what_is_refused_overwrites_nothing(bad, tmp_path):
 @pytest.mark.parametrize(
     ("returned", "remedy"),
     [
-        (lambda model: None, "returned NoneType .* Does it end with `return model`"),
+        (lambda model: None, r"returned NoneType .* Does it end with `return model`"),
         (lambda model: model.state_dict(), r"returned OrderedDict .* Return the module itself: its state_dict\(\)"),
         (lambda model: 3.0, r"returned float .* not a network, return a torch.nn.Module .* module.register_buffer"),
     ],
     ids=["nothing", "state dict", "another model"],
 )
 def test_a_training_function_that_returns_no_module_is_told_what_to_return(returned, remedy, tmp_path):
-    with pytest.raises(TypeError, match=f"^train_func {remedy}"):
+    with pytest.raises(TypeError, match=rf"^train_func {remedy}"):
         retrain_lds(lambda dataloader: returned(train(dataloader)), make_loader(), tmp_path, **SMALL)
 
 

@@ -491,8 +491,8 @@ def _remedy(returned: Any) -> str:
     if isinstance(returned, Mapping):
         return "Return the module itself: its state_dict() is saved."
     return (
-        "For a model that is not a network, return a torch.nn.Module that holds its numbers, or its predictions for the "
-        "test samples: module.register_buffer(name, tensor)."
+        "For a model that is not a network, return a torch.nn.Module that holds its numbers, or its predictions for "
+        "the test samples: module.register_buffer(name, tensor)."
     )
 
 # %% ../../nbs/model_util/06_retrain.ipynb #8164315b
