@@ -72,7 +72,7 @@ class FlatModel:
             inputs, labels = pair_of(batch)
             yield inputs.to(self.vector.device), labels.to(self.vector.device)
 
-
+# %% ../../nbs/benchmark/18_gradients.ipynb #4f855ecb
 def pair_of(batch: Any, num_tensors: int = 2) -> tuple[torch.Tensor, Any]:
     """Inputs and labels of a batch; `TypeError` unless it is a pair whose first `num_tensors` parts are tensors."""
     parts = tuple(batch) if isinstance(batch, (tuple, list)) else ()
