@@ -827,14 +827,21 @@ def _named(name: str, results: Any, expected: str = "", *parts: str) -> dict[str
 
 def _explained(ax: Any, known: Sequence[tuple[Any, str]]) -> Any:
     """The axes with a legend above the data, where it hides nothing."""
-    columns = 1 + (len(known) > 5)
+    legend, space = _legend(ax, known, 1 + (len(known) > 5)), ax.get_window_extent()
+    if legend.get_window_extent().width > space.width:
+        legend = _legend(ax, known, 1)  # two columns would make a layout engine narrow the axes
+    share = min(1.15 * legend.get_window_extent().height / space.height, 0.6)
+    low, high = ax.get_ylim()
+    ax.set_ylim(low, low + (high - low) / (1 - share))
+    return ax
+
+
+def _legend(ax: Any, known: Sequence[tuple[Any, str]], columns: int) -> Any:
+    """The legend with its names as they are."""
     legend = ax.legend(
         [mark for mark, _ in known], ["-"] * len(known), loc="upper left", frameon=False, fontsize="small",
         ncols=columns, borderaxespad=0.2,
     )
     for text, (_, name) in zip(legend.get_texts(), known, strict=True):
         text.set(text=name, parse_math=False)  # as labels, names that begin with _ would be omitted
-    share = min(1.15 * legend.get_window_extent().height / ax.get_window_extent().height, 0.6)
-    low, high = ax.get_ylim()
-    ax.set_ylim(low, low + (high - low) / (1 - share))
-    return ax
+    return legend

@@ -228,6 +228,27 @@ def test_tracin_is_a_sum_of_dot_products(tmp_path):
     assert torch.allclose(tracin(model, [str(file) for file in files], train, test, learning_rates=(0.1, 0.5)), total)
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_samples_that_are_not_pairs_are_refused(name):
+    dicts = [{"input": inputs, "label": label} for inputs, label in data(5, 1)]
+    triples = [(inputs, label, label) for inputs, label in data(5, 1)]
+    for wrong, kind in ((dicts, "a dict"), (triples, "a list of Tensor, Tensor, Tensor")):
+        for train, test in ((wrong, None), (data(40, 1), wrong)):
+            if test is None and name == "likeness":
+                continue
+            with pytest.raises(TypeError, match=f"^train_dataset, test_dataset: expected .* a batch is {kind}; pass"):
+                METHODS[name](network(), train, test)
+
+
+def test_labels_that_are_ignored_may_be_anything():
+    texts = [(inputs, "a text") for inputs, _ in data(5, 1)]
+    assert torch.equal(
+        representation_similarity(network(), texts, texts), representation_similarity(network(), *[data(5, 1)] * 2)
+    )
+    with pytest.raises(TypeError, match=r"a batch is a list of Tensor, (tuple|list)"):
+        gradient_dot(network(), texts)
+
+
 @pytest.mark.parametrize("method", [tracin, trak])
 def test_checkpoints_are_files_or_state_dicts(method, tmp_path):
     (tmp_path / "other.pt").write_bytes(b"cposix\nsystem\n(S'touch here'\ntR.")

@@ -111,6 +111,16 @@ def test_nothing_is_hidden(name):
     assert dict(mpl.rcParams) == before
 
 
+def test_a_legend_of_many_methods_fits_the_axes_beside_each_other():
+    figure = Figure(figsize=(10, 4.4), layout="constrained")
+    for ax, curve, draw in zip(figure.subplots(1, 2), (CURVES, DETECTIONS), (plot.detection, plot.roc), strict=True):
+        draw({f"self-influence, {count} models": curve["a"] for count in range(4)}, ax)
+    for ax in figure.axes:
+        check_nothing_is_hidden(ax)
+        assert ax.get_legend().get_window_extent().width < ax.get_window_extent().width
+        assert ax.get_window_extent().width > 350
+
+
 @pytest.mark.parametrize("name", PICTURES)
 def test_axes_that_are_given_are_drawn_on_without_pyplot(name):
     before = plt.get_fignums()

@@ -186,6 +186,20 @@ def test_what_is_refused_overwrites_nothing(bad, tmp_path):
     assert files(tmp_path) == before
 
 
+@pytest.mark.parametrize(
+    ("returned", "remedy"),
+    [
+        (lambda model: None, r"returned NoneType .* Does it end with `return model`"),
+        (lambda model: model.state_dict(), r"returned OrderedDict .* Return the module itself: its state_dict\(\)"),
+        (lambda model: 3.0, r"returned float .* not a network, return a torch.nn.Module .* module.register_buffer"),
+    ],
+    ids=["nothing", "state dict", "another model"],
+)
+def test_a_training_function_that_returns_no_module_is_told_what_to_return(returned, remedy, tmp_path):
+    with pytest.raises(TypeError, match=rf"^train_func {remedy}"):
+        retrain_lds(lambda dataloader: returned(train(dataloader)), make_loader(), tmp_path, **SMALL)
+
+
 def test_overwriting_a_shard_keeps_the_seed_and_the_other_shards(tmp_path):
     retrain_lds(train, make_loader(), tmp_path, num_subsets=1, total_num_subsets=2, seed=0)
     before = files(tmp_path)

@@ -18,7 +18,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from dattri.benchmark.gradients import (
-    FlatModel, Projection, at_checkpoints, curvature_products, gradients, products, solve_by_matrix, solve_by_products,
+    FlatModel, Projection, at_checkpoints, curvature_products, gradients, pair_of, products, solve_by_matrix,
+    solve_by_products,
 )
 from ..metric.correlation import lds
 from ..metric.ground_truth import GroundTruth, Targets
@@ -625,7 +626,8 @@ def _represented(model: nn.Module, dataset: Any, layer: str | None) -> Iterator[
     hooks = [part.register_forward_pre_hook(lambda _, args: given.append(args[0])) for part in _layers(model, layer)]
     device = next((part.device for part in model.parameters()), torch.device("cpu"))
     try:
-        for inputs, _ in DataLoader(dataset, batch_size=256, generator=torch.Generator()):
+        for batch in DataLoader(dataset, batch_size=256, generator=torch.Generator()):
+            inputs, _ = pair_of(batch, num_tensors=1)  # labels are ignored
             given.clear()
             with torch.no_grad():
                 model(inputs.to(device))

@@ -68,8 +68,21 @@ class FlatModel:
     def batches(self, dataset: Any, size: int = _BATCH) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Inputs and labels of a data set, in order."""
         own = torch.Generator()  # a loader draws a seed, from the global generator unless it has its own
-        for inputs, labels in DataLoader(dataset, batch_size=size, generator=own):
+        for batch in DataLoader(dataset, batch_size=size, generator=own):
+            inputs, labels = pair_of(batch)
             yield inputs.to(self.vector.device), labels.to(self.vector.device)
+
+# %% ../../nbs/benchmark/18_gradients.ipynb #4f855ecb
+def pair_of(batch: Any, num_tensors: int = 2) -> tuple[torch.Tensor, Any]:
+    """Inputs and labels of a batch; `TypeError` unless it is a pair whose first `num_tensors` parts are tensors."""
+    parts = tuple(batch) if isinstance(batch, (tuple, list)) else ()
+    if len(parts) != 2 or not all(isinstance(part, torch.Tensor) for part in parts[:num_tensors]):
+        kinds = f" of {', '.join(type(part).__name__ for part in parts)}" if parts else ""
+        raise TypeError(
+            "train_dataset, test_dataset: expected samples that are pairs (input, label) of tensors, but a batch is a "
+            f"{type(batch).__name__}{kinds}; pass a data set of such pairs, for example TensorDataset(inputs, labels)"
+        )
+    return parts
 
 # %% ../../nbs/benchmark/18_gradients.ipynb #b5d58859
 def gradients(flat: FlatModel, dataset: Any) -> Iterator[torch.Tensor]:

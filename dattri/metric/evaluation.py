@@ -53,7 +53,9 @@ def called(function: Callable, model: Any, dataloader: DataLoader, name: str) ->
         with seeded(0):
             return function(model, fork_safe(dataloader))
     except Exception as error:
-        raise RuntimeError(f"target_func raised {type(error).__name__}: {error}, for {name}") from error
+        of_text = isinstance(error, (TypeError, AttributeError)) and "'str' object" in str(error)
+        hint = ". It got the path of a checkpoint, a str: load it, model.load_state_dict(torch.load(path))" * of_text
+        raise RuntimeError(f"target_func raised {type(error).__name__}: {error}, for {name}{hint}") from error
 
 # %% ../../nbs/metric/12_evaluation.ipynb #e6f64ade
 def checked(values: Any, num_test: int, name: str) -> torch.Tensor:

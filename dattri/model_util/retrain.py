@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -482,9 +482,21 @@ def _train(train_func: Callable, dataloader: DataLoader, seed: int, kwargs: dict
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"train_func returned {type(model).__name__} for {name}; expected the trained torch.nn.Module. "
-            "Does it end with `return model`?"
+            f"{_remedy(model)}"
         )
     return model
+
+
+def _remedy(returned: Any) -> str:
+    """What to return instead."""
+    if returned is None:
+        return "Does it end with `return model`?"
+    if isinstance(returned, Mapping):
+        return "Return the module itself: its state_dict() is saved."
+    return (
+        "For a model that is not a network, return a torch.nn.Module that holds its numbers, or its predictions for "
+        "the test samples: module.register_buffer(name, tensor)."
+    )
 
 # %% ../../nbs/model_util/06_retrain.ipynb #8164315b
 @runtime_checkable
