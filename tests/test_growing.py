@@ -20,6 +20,7 @@ from dattri import (
     retrain_loo,
     retrain_subsets,
 )
+from dattri.model_util import retrain_dir
 from dattri.model_util.retrain_dir import DifferentRunError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -47,12 +48,12 @@ PLANS = {
 SMALLER = [name for name in PLANS if "shard" not in name]
 
 
-def weights(path):
-    """Weights by file, without the plan that each file names."""
-    return {
-        str(file.relative_to(path)): {key: value.tolist() for key, value in torch.load(file).items()}
-        for file in sorted(path.rglob("model_weights*.pt"))
-    }
+def contents(path):
+    """Every file with its bytes, but for the lock of those who enlarge the plan, and subsets of a smaller one."""
+    found = files(path)
+    plans = {name for name in found if name.startswith("subsets_")}
+    current = {f"subsets_{yaml.safe_load(found['metadata.yml']).get('subsets_sha256', '')[:16]}.npy"}
+    return {name: data for name, data in found.items() if name not in (plans - current) | {".metadata.lock"}}
 
 
 @pytest.mark.parametrize("seed", [7, None], ids=["same seed", "no seed"])
@@ -71,10 +72,7 @@ def test_it_ends_like_a_directory_that_was_asked_for_all(name, trainer, seed, tm
     verb(trainer, make_loader(), tmp_path / "whole", seed=7, **more)
     if "shard" in name:
         verb(trainer, make_loader(), tmp_path / "whole", seed=7, **{**more, "start_id": 0})
-    assert weights(tmp_path / "grown") == weights(tmp_path / "whole")
-    grown, whole = (yaml.safe_load((tmp_path / kind / "metadata.yml").read_text()) for kind in ("grown", "whole"))
-    assert len(grown.pop("grown_from")) == 1
-    assert grown == whole
+    assert contents(tmp_path / "grown") == contents(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("name", SMALLER)
@@ -133,7 +131,7 @@ def test_it_grows_again_and_again_and_is_read(tmp_path):
     whole = calculate_lds_ground_truth(loss_of_file, tmp_path / "whole", TESTS)
     assert torch.equal(truth.values, whole.values)
     assert torch.equal(truth.indices, whole.indices)
-    assert len(yaml.safe_load((tmp_path / "grown" / "metadata.yml").read_text())["grown_from"]) == 3
+    assert contents(tmp_path / "grown") == contents(tmp_path / "whole")
 
 
 def test_leave_one_out_is_read_in_the_order_of_the_last_call(tmp_path):
@@ -170,43 +168,30 @@ def test_a_model_of_a_plan_that_it_has_not_grown_from_is_refused(tmp_path):
         calculate_lds_ground_truth(loss_of_file, tmp_path / "run", TESTS)
 
 
-@pytest.mark.parametrize("written", ["nothing", "[1]", "['../../x']", "{a: 1}"])
-def test_an_edited_history_is_refused(written, tmp_path):
-    for num_subsets in (2, 3):
-        retrain_lds(train, make_loader(), tmp_path, num_subsets, seed=7)
-    file = tmp_path / "metadata.yml"
-    file.write_text(re.sub(r"grown_from:\n- \w+", f"grown_from: {written}", file.read_text()))
-    with pytest.raises(ValueError, match="`grown_from` was edited"):
-        calculate_lds_ground_truth(loss_of_file, tmp_path, TESTS)
-
-
-def test_without_its_history_the_models_are_not_its_own(tmp_path):
-    for num_subsets in (2, 3):
-        retrain_lds(train, make_loader(), tmp_path, num_subsets, seed=7)
-    file = tmp_path / "metadata.yml"
-    file.write_text(re.sub(r"grown_from:\n- \w+\n?", "", file.read_text()))
+def test_a_model_of_other_subsets_is_refused(tmp_path):
+    """Of the same number and seed: only the samples differ."""
+    for name, subsets in (("run", SUBSETS), ("other", SUBSETS[::-1])):
+        retrain_subsets(train, make_loader(), tmp_path / name, subsets, seed=7)
+    stolen = (tmp_path / "other" / "1" / "model_weights_0.pt").read_bytes()
+    (tmp_path / "run" / "1" / "model_weights_0.pt").write_bytes(stolen)
     with pytest.raises(ValueError, match=r"is not the model that metadata\.yml plans here"):
-        calculate_lds_ground_truth(loss_of_file, tmp_path, TESTS)
+        calculate_lds_ground_truth(loss_of_file, tmp_path / "run", TESTS)
 
 
-def test_a_smaller_run_ends_when_its_directory_grows(start_child, tmp_path):
+def test_a_smaller_run_goes_on_when_its_directory_grows(start_child, tmp_path):
     code = """
 def slow(dataloader):
-    time.sleep(0.2)
+    time.sleep(0.1)
     return train(dataloader)
-try:
-    retrain_lds(slow, make_loader(), path, num_subsets=200, seed=0)
-except ValueError as error:
-    print(error)
+retrain_lds(slow, make_loader(), path, num_subsets=30, seed=0)
 """
     with start_child(code, tmp_path / "run") as old:
         while not (tmp_path / "run" / "2" / "model_weights_0.pt").exists():
             assert old.poll() is None
-        retrain_lds(named_slow(), make_loader(), tmp_path / "run", num_subsets=210, seed=0)
-        old.wait(60)
-        assert "was taken over by another call, with overwrite=True or with more models" in old.stdout
-    retrain_lds(named_slow(), make_loader(), tmp_path / "alone", num_subsets=210, seed=0)
-    assert weights(tmp_path / "run") == weights(tmp_path / "alone")
+        retrain_lds(named_slow(), make_loader(), tmp_path / "run", num_subsets=40, seed=0)
+        assert old.wait(60) == 0
+    retrain_lds(named_slow(), make_loader(), tmp_path / "alone", num_subsets=40, seed=0)
+    assert contents(tmp_path / "run") == contents(tmp_path / "alone")
 
 
 def named_slow():
@@ -226,8 +211,7 @@ def test_many_that_grow_at_once_agree(start_child, tmp_path):
         with child:
             assert child.wait(120) == 0
     retrain_lds(train, make_loader(), tmp_path / "alone", 16, seed=0)
-    assert weights(tmp_path / "run") == weights(tmp_path / "alone")
-    assert len(yaml.safe_load((tmp_path / "run" / "metadata.yml").read_text())["grown_from"]) == 1
+    assert contents(tmp_path / "run") == contents(tmp_path / "alone")
 
 
 def test_a_kill_while_it_grows_loses_nothing(start_child, tmp_path):
@@ -247,7 +231,7 @@ retrain_subsets(train, make_loader(), path, SUBSETS, seed=0)
             child.wait(60)
     retrain_subsets(train, make_loader(), tmp_path / "run", SUBSETS, seed=0)
     retrain_subsets(train, make_loader(), tmp_path / "alone", SUBSETS, seed=0)
-    assert weights(tmp_path / "run") == weights(tmp_path / "alone")
+    assert contents(tmp_path / "run") == contents(tmp_path / "alone")
     truth = calculate_lds_ground_truth(loss_of_file, tmp_path / "run", TESTS)
     assert [np.flatnonzero(row).tolist() for row in members(truth)] == [sorted(subset) for subset in SUBSETS]
 
@@ -258,3 +242,25 @@ def members(truth):
     for row, positions in zip(found, truth.indices, strict=True):
         row[[position for position in positions.tolist() if position >= 0]] = True
     return found
+
+
+def test_a_directory_of_format_1_is_continued_and_read_but_does_not_grow(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:  # as it was written then: the number of models was part of each owner
+        patch.setattr(retrain_dir, "FORMAT", 1)
+        patch.setattr(retrain_dir, "_signed", dict)
+        retrain_lds(train, make_loader(), tmp_path / "lds", num_subsets=3, seed=7)
+        retrain_subsets(train, make_loader(), tmp_path / "own", SUBSETS, seed=7)
+    for name, verb, more in (
+        ("lds", partial(retrain_lds, num_subsets=3), {"num_subsets": 5}),
+        ("own", partial(retrain_subsets, subsets=SUBSETS), {"subsets": [*SUBSETS, [1, 2]]}),
+    ):
+        whole = files(tmp_path / name)
+        assert b"format: 1\n" in whole["metadata.yml"]
+        assert b"digest" not in whole["metadata.yml"]
+        (tmp_path / name / "1" / "model_weights_0.pt").unlink()
+        verb(train, make_loader(), tmp_path / name, seed=7)
+        assert files(tmp_path / name) == whole
+        calculate_lds_ground_truth(loss_of_file, tmp_path / name, TESTS)
+        with pytest.raises(DifferentRunError, match="num_subsets"):
+            verb(train, make_loader(), tmp_path / name, seed=7, **more)
+        assert files(tmp_path / name) == whole

@@ -45,20 +45,20 @@ def test_models_that_have_changed_places_are_refused(mode, tmp_path):
             retrain_loo(train, make_loader(), tmp_path, [1, 2, 3], seed=0)
 
 
-@pytest.mark.parametrize(("name", "value"), [("seed: 0", "seed: 1"), ("batch_size: 4", "batch_size: 2")])
-def test_a_plan_that_was_edited_does_not_fit_its_models(name, value, tmp_path):
-    retrain_lds(train, make_loader(), tmp_path, seed=0, **SMALL)
-    file = tmp_path / "metadata.yml"
-    file.write_text(file.read_text().replace(name, value))
-    with pytest.raises(ValueError, match=r"model_weights_0\.pt is not the model|indices\.txt was edited"):
-        lds_truth(tmp_path)
+EDITS = [
+    ("seed: 0", "seed: 1"), ("batch_size: 4", "batch_size: 2"), ("num_runs_per_subset: 2", "num_runs_per_subset: 1"),
+    ("shared_seed: false", "shared_seed: true"), ("subset_ratio: 0.5", "subset_ratio: 0.25"), ("digest: ", "digest: 0"),
+    ("numpy: ", "numpy: 1"),
+]  # fmt: skip
 
 
-def test_fewer_runs_in_the_plan_do_not_hide_the_others(tmp_path):
+@pytest.mark.parametrize(("before", "after"), EDITS)
+def test_a_plan_that_was_edited_is_refused(before, after, tmp_path):
     retrain_lds(train, make_loader(), tmp_path, seed=0, **SMALL)
     file = tmp_path / "metadata.yml"
-    file.write_text(file.read_text().replace("num_runs_per_subset: 2", "num_runs_per_subset: 1"))
-    with pytest.raises(ValueError, match="is not the model"):
+    assert before in file.read_text()
+    file.write_text(file.read_text().replace(before, after))
+    with pytest.raises(ValueError, match=r"metadata\.yml cannot be used: it was edited"):
         lds_truth(tmp_path)
 
 
@@ -99,7 +99,7 @@ except ValueError as error:
             assert old.poll() is None
         retrain_lds(train, make_loader(), tmp_path / "run", num_subsets=200, seed=1, overwrite=True)
         old.wait(60)
-        assert "was taken over by another call, with overwrite=True or with more models" in old.stdout
+        assert "was taken over by another call with overwrite=True, so this call stops" in old.stdout
     retrain_lds(train, make_loader(), tmp_path / "alone", num_subsets=200, seed=1)
     assert files(tmp_path / "run") == files(tmp_path / "alone")
 

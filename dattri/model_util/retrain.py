@@ -581,7 +581,7 @@ class TrainJob:
         messages = (
             [f"{plan.name(task)} has NaN or infinity in {', '.join(broken)}: training diverged"] if broken else []
         )
-        data = with_owner(to_bytes(state), self.directory.owner(plan.checkpoint(task)))
+        data = with_owner(to_bytes(state), self.directory.owner_for(task))
         self.directory.check_plan()
         if (module := plan.module_file(task)) is not None:
             messages += _save_module(self.directory.path / module, model, self.directory.owner(module))

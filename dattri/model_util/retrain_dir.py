@@ -36,29 +36,43 @@ from .validation import checked_home, checked_path
 __all__ = []
 
 # %% ../../nbs/model_util/04_retrain_dir.ipynb #29d5ab46
-FORMAT = 1
+FORMAT = 2
 _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 # %% ../../nbs/model_util/04_retrain_dir.ipynb #377163bf
 def plan_metadata(plan: Plan, recipe: LoaderRecipe, train_func: Any, train_kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Content of `metadata.yml` for a plan."""
     arguments = {**function_arguments(train_func), **train_kwargs}
-    return {
-        "mode": plan.mode,
-        "data_length": plan.data_length,
-        "train_func": function_name(train_func),
-        **plan.record(),
-        "format": FORMAT,
-        "samples": samples_digest(recipe),
-        "batch_size": recipe.options["batch_size"],
-        "shuffle": recipe.shuffle,
-        "drop_last": recipe.options["drop_last"],
-        "train_kwargs": {key: describe(arguments[key]) for key in sorted(arguments) if key != "device"},
-        "dattri": __version__,
-        "numpy": np.__version__,
-        "torch": str(torch.__version__),
-        plan.folders_key: _folders(plan),
-    }
+    return _signed(
+        {
+            "mode": plan.mode,
+            "data_length": plan.data_length,
+            "train_func": function_name(train_func),
+            **plan.record(),
+            "format": FORMAT,
+            "samples": samples_digest(recipe),
+            "batch_size": recipe.options["batch_size"],
+            "shuffle": recipe.shuffle,
+            "drop_last": recipe.options["drop_last"],
+            "train_kwargs": {key: describe(arguments[key]) for key in sorted(arguments) if key != "device"},
+            "dattri": __version__,
+            "numpy": np.__version__,
+            "torch": str(torch.__version__),
+            plan.folders_key: _folders(plan),
+        }
+    )
+
+
+def _signed(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Metadata with the digest of everything in it, which reveals edits."""
+    content = {name: value for name, value in metadata.items() if name != "digest"}
+    return {**content, "digest": _digest(content.items())}
+
+
+def _digest(fields: Iterable[tuple[Any, Any]]) -> str:
+    """Digest of named values, in any order."""
+    listed = sorted([str(name), value] for name, value in fields)
+    return hashlib.sha256(json.dumps(listed, default=str).encode()).hexdigest()[:32]
 
 
 def _folders(plan: Plan) -> dict[int, str]:
@@ -226,13 +240,12 @@ def _check_format(file: Path, metadata: dict[str, Any]) -> None:
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         reason = shortened(f"{type(error).__name__}: {error}")
         raise _unreadable(file, f"it is truncated or was edited ({reason})") from error
-    earlier = metadata.get("grown_from", [])
-    if not isinstance(earlier, list) or not all(re.fullmatch("[0-9a-f]{32}", str(each)) for each in earlier):
-        raise _unreadable(file, "`grown_from` was edited")
     if not whole or folders != _folders(plan):
         for folder in folders.values() if isinstance(folders, dict) else []:
             resolve_inside(file.parent, folder)
         raise _unreadable(file, f"`{plan.folders_key}` is truncated or was edited")
+    if metadata["format"] > 1 and metadata.get("digest") != _signed(metadata)["digest"]:
+        raise _unreadable(file, "it was edited: its digest is that of other content")
 
 # %% ../../nbs/model_util/04_retrain_dir.ipynb #42fc1fb1
 def resolve_inside(path: Path, folder: Any) -> Path:
@@ -362,22 +375,22 @@ class RetrainDir:
 
     @cached_property
     def identity(self) -> str:
-        """Digest of everything that determines the models; "" for a directory of another tool."""
+        """Digest of what determines a model besides its own numbers; "" for a directory of another tool."""
         if "format" not in self.metadata:
             return ""
-        compared = [
-            [str(name), self.metadata[name]] for name in sorted(self.metadata, key=str) if name not in _NOT_COMPARED
-        ]
-        return hashlib.sha256(json.dumps(compared, default=str).encode()).hexdigest()[:32]
+        left_out = {*_NOT_IN_IDENTITY, *(() if self.metadata["format"] == 1 else (*_WHICH, "digest"))}
+        return _digest((name, value) for name, value in self.metadata.items() if name not in left_out)
 
     def owner(self, file: str) -> str:
         """The owner recorded in a file of the directory."""
         return f"dattri {self.identity} {file}"
 
-    def _owners(self, subset: int, run: int) -> list[str]:
-        """Owners that a checkpoint may have: this plan, and those that the directory has grown from."""
-        file = self.plan.checkpoint(Task(subset, run, 0))
-        return [f"dattri {identity} {file}" for identity in (self.identity, *self.metadata.get("grown_from", []))]
+    def owner_for(self, task: Task) -> str:
+        """The owner recorded in a checkpoint, which names the samples if the plan does not determine them."""
+        owner, members = self.owner(self.plan.checkpoint(task)), self.plan.unrecorded()
+        if members is None or self.metadata["format"] == 1:
+            return owner
+        return f"{owner} {hashlib.sha256(members[task.subset].tobytes()).hexdigest()[:32]}"
 
     def is_whole(self, subset: int, run: int) -> bool:
         """Whether a checkpoint exists and is not truncated; `ValueError` if it belongs to another run or place."""
@@ -385,7 +398,7 @@ class RetrainDir:
         owner = owner_of(file)
         if owner is None:
             return False
-        if self.identity and owner.startswith("dattri ") and owner not in self._owners(subset, run):
+        if self.identity and owner.startswith("dattri ") and owner != self.owner_for(Task(subset, run, 0)):
             raise ValueError(
                 f"{file} is not the model that metadata.yml plans here: it was moved or copied from another run, or "
                 "metadata.yml was edited. Put it back, or delete it and repeat the call that wrote it."
@@ -393,14 +406,25 @@ class RetrainDir:
         return True
 
     def check_plan(self) -> None:
-        """`ValueError` if another call has replaced the plan since this call began."""
-        same = _digest_of(self.path / "metadata.yml") == self.stamp
-        if not same:
+        """`ValueError` if another call has replaced the plan since this call began, unless by one with more models."""
+        digest = _digest_of(self.path / "metadata.yml")
+        if digest != self.stamp and not self._has_grown():
             raise ValueError(
-                f"{self.path} was taken over by another call, with overwrite=True or with more models, so this call "
-                "stops: the models of both would be mixed. Repeat the call with the plan of the other, or use another "
-                "path."
+                f"{self.path} was taken over by another call with overwrite=True, so this call stops: the models of "
+                "both would be mixed. Use another path."
             )
+
+    def _has_grown(self) -> bool:
+        """Whether the plan on disk has all models of this one, and more; if so, it is the one to expect."""
+        digest = _digest_of(self.path / "metadata.yml")
+        try:
+            found = read_metadata(self.path)
+            grown = _continues(self.path, self.metadata, found, _plan_in(self.path, found).unrecorded())
+        except (FileNotFoundError, ValueError):
+            return False
+        if grown:
+            vars(self)["stamp"] = digest
+        return grown
 
     @property
     def subsets(self) -> list[int]:
@@ -513,7 +537,8 @@ class DifferentRunError(ValueError):
 
 # %% ../../nbs/model_util/04_retrain_dir.ipynb #fa431c19
 _VERSIONS = ("dattri", "numpy", "torch")
-_NOT_COMPARED = (*_VERSIONS, "subset_dir_map", "map_index_dir", "grown_from")
+_NOT_IN_IDENTITY = (*_VERSIONS, "subset_dir_map", "map_index_dir")
+_NOT_COMPARED = (*_NOT_IN_IDENTITY, "format", "digest")
 _RENAMED = {"SequenceTrainer": "SingleModelTrainer"}  # names of our classes in directories of earlier versions
 
 
@@ -547,6 +572,7 @@ def compare_plans(path: Path, recorded: Mapping[str, Any], expected: Mapping[str
 
 
 _COUNTS = ("num_subsets", "num_runs_per_subset")
+_WHICH = (*_COUNTS, "indices", "subsets_sha256")  # which models there are, not what they are
 
 
 def _all_differences(recorded: Mapping[str, Any], expected: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -599,16 +625,14 @@ def _grown(
             return existing
         if members is not None:
             _write_members(path, wanted, members)
-        versions = {name: existing[name] for name in _VERSIONS if name in existing}
-        earlier = [*existing.get("grown_from", []), RetrainDir(path, existing).identity]
-        grown = {**wanted, **versions, "grown_from": earlier}
+        grown = _signed({**wanted, **{name: existing[name] for name in _VERSIONS if name in existing}})
         _write_plan(path, grown, replace=True)
         return grown
 
 
 def _continues(path: Path, existing: dict[str, Any], wanted: dict[str, Any], members: np.ndarray | None) -> bool:
     """Whether a plan has all models of the existing one, trained in the same way, and more."""
-    if "format" not in existing or existing["mode"] != wanted["mode"]:
+    if existing.get("format") != FORMAT or existing["mode"] != wanted["mode"]:
         return False
     plan = plan_of(wanted, **({} if members is None else {"members": members}))
     return plan.extends(_plan_in(path, existing)) and {*_all_differences(existing, wanted)} <= {*plan.record()}
