@@ -312,3 +312,13 @@ def test_samples_that_are_too_large_to_stay_are_fetched_batch_by_batch():
         _Samples([(torch.zeros(size),) for size in (1, 2)], None, torch.device("cpu"), 10**6)
     with pytest.raises(TypeError, match="batches"):
         _Samples([1, 2], None, torch.device("cpu"), 10**6)
+
+
+def test_a_made_optimizer_and_a_class_of_losses_are_refused():
+    """Frequent slips: an optimizer that already has parameters, and a loss that was not called."""
+    made = torch.optim.SGD(nn.Linear(64, 3).parameters(), lr=0.1)
+    with pytest.raises(TypeError, match=r"optimizer: got SGD with the parameters of one.*partial\(torch.optim.SGD"):
+        EnsembleTrainer(mlp, cross_entropy, optimizer=made, num_epochs=1)
+    for make in (partial(EnsembleTrainer, optimizer=torch.optim.SGD, num_epochs=1), EnsembleTarget):
+        with pytest.raises(TypeError, match=r"loss_fn: .*got the class CrossEntropyLoss; .*CrossEntropyLoss\(\)"):
+            make(mlp, nn.CrossEntropyLoss)

@@ -114,6 +114,15 @@ def test_a_trainer_s_options_and_errors(tmp_path):
         retrain_lds(broken, make_loader(), tmp_path / "broken", **SMALL)
 
 
+def failing_with_a_sentence(dataloader):
+    raise ValueError("the loss is not finite; use a smaller learning rate.")
+
+
+def test_an_error_that_ends_with_a_period_is_quoted_without_it(tmp_path):
+    with pytest.raises(RetrainError, match=r"smaller learning rate, while training subset 0"):
+        retrain_lds(failing_with_a_sentence, make_loader(), tmp_path, **SMALL)
+
+
 def local_class(dataloader):
     class Local(nn.Linear):
         pass

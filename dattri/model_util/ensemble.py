@@ -256,6 +256,12 @@ def _check_optimizer(optimizer: Any) -> None:
     made = optimizer
     while isinstance(made, partial):
         made = made.func
+    if isinstance(made, torch.optim.Optimizer):
+        name = type(made).__name__
+        raise TypeError(
+            f"optimizer: got {name} with the parameters of one model, but every model needs its own; pass the class, "
+            f"torch.optim.{name}, or a functools.partial of it, e.g. functools.partial(torch.optim.{name}, lr=0.1)"
+        )
     if made not in _ELEMENTWISE:
         name = getattr(made, "__name__", repr(made))
         known = ", ".join(known.__name__ for known in _ELEMENTWISE)

@@ -468,8 +468,8 @@ def _named_errors(name: str) -> Iterator[None]:
         yield
     except Exception as error:
         raise RetrainError(
-            f"train_func raised {type(error).__name__}: {error}, while training {name}. Finished models are kept: fix "
-            "train_func and repeat the call to train the rest."
+            f"train_func raised {type(error).__name__}: {str(error).rstrip('.')}, while training {name}. Finished "
+            "models are kept: fix train_func and repeat the call to train the rest."
         ) from error
 
 

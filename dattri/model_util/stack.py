@@ -298,6 +298,11 @@ def check_model_options(model_fn: Any, loss_fn: Any, device: Any, max_models: An
         )
     if not callable(loss_fn):
         raise TypeError(f"loss_fn: expected a function of outputs and targets, got {type(loss_fn).__name__}")
+    if isinstance(loss_fn, type) and issubclass(loss_fn, nn.Module):
+        raise TypeError(
+            f"loss_fn: expected a function of outputs and targets, got the class {loss_fn.__name__}; pass a module of "
+            f"it, {loss_fn.__name__}()"
+        )
     if device is not None:
         try:
             torch.device(device)
