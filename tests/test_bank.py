@@ -390,3 +390,16 @@ def test_ctrl_c_says_what_is_lost(tmp_path):
         calculate_targets(stopped, tmp_path, TESTS)
     with pytest.raises(KeyboardInterrupt, match=r"4 of 12 models done\)\. Repeat the call to continue"):
         calculate_targets(stopped, tmp_path, TESTS, cache="loss")
+
+
+def test_a_trainer_in_place_of_a_target_function_is_named(tmp_path):
+    bank(tmp_path, SUBSETS[:2])
+    trainer = EnsembleTrainer(net, nn.functional.mse_loss, optimizer=partial(torch.optim.SGD, lr=0.1), num_epochs=1)
+    with pytest.raises(TypeError, match="target_func: got EnsembleTrainer, which trains models"):
+        calculate_targets(trainer, tmp_path, TESTS)
+
+
+def test_an_argument_that_was_not_given_before_is_named(tmp_path):
+    bank(tmp_path)
+    with pytest.raises(ValueError, match=r"train_kwargs\.width: nothing there, .4. in this call"):
+        bank(tmp_path, width=4)

@@ -29,6 +29,7 @@ from ..model_util.fingerprint import batches_digest, describe, function_argument
 from ..model_util.loader import LoaderRecipe, fork_safe
 from ..model_util.parallel import chunks, run_tasks
 from ..model_util.plan import LooPlan
+from ..model_util.retrain import trains_many
 from ..model_util.retrain_dir import RetrainDir, kept_file
 from ..model_util.seeds import seeded
 
@@ -112,6 +113,11 @@ def evaluate_checkpoints(
         If it does not return a finite number for each test sample. All errors name the file.
     """
     num_test = count_tests(dataloader)
+    if trains_many(target_func):
+        raise TypeError(
+            f"target_func: got {type(target_func).__name__}, which trains models; expected a function that evaluates "
+            "them, such as EnsembleTarget(model_fn, loss_fn)"
+        )
     if evaluates_many(target_func):
         name = str(files[0]) + (f" to {files[-1]}" if len(files) > 1 else "")
         rows = called(target_func.evaluate_many, [str(file) for file in files], dataloader, name)

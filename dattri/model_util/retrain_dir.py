@@ -542,16 +542,24 @@ _NOT_COMPARED = (*_NOT_IN_IDENTITY, "format", "digest")
 _RENAMED = {"SequenceTrainer": "SingleModelTrainer"}  # names of our classes in directories of earlier versions
 
 
+class _Nothing:
+    """Stands for an argument that was not given."""
+
+    def __repr__(self) -> str:
+        return "nothing"
+
+
+_NOTHING = _Nothing()
+
+
 def _differences(name: str, recorded: Any, expected: Any) -> list[str]:
     """Differing values, each with the keys that lead to it."""
     if not (isinstance(recorded, Mapping) and isinstance(expected, Mapping)):
-        return (
-            []
-            if recorded == expected
-            else [f"{name}: {shortened(repr(recorded))} there, {shortened(repr(expected))} in this call"]
-        )
+        there, here = (shortened(repr(value)) for value in (recorded, expected))
+        return [] if recorded == expected else [f"{name}: {there} there, {here} in this call"]
     keys = sorted({*recorded, *expected}, key=str)
-    return [line for key in keys for line in _differences(f"{name}.{key}", recorded.get(key), expected.get(key))]
+    pairs = [(f"{name}.{key}", recorded.get(key, _NOTHING), expected.get(key, _NOTHING)) for key in keys]
+    return [line for pair in pairs for line in _differences(*pair)]
 
 
 def compare_plans(path: Path, recorded: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
