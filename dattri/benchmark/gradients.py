@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.func import functional_call, grad, jvp, vjp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Subset
 
 from ..model_util.checkpoint import load_checkpoint
@@ -55,7 +56,8 @@ class FlatModel:
         """Outputs of the model for a batch."""
         parts = vector.split([shape.numel() for shape in self.shapes.values()])
         named = {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
-        return functional_call(self.model, named, (inputs,))
+        with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second or forward derivative, nor a batching rule
+            return functional_call(self.model, named, (inputs,))
 
     def loss(self, vector: torch.Tensor, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Mean loss of a batch."""
