@@ -348,6 +348,8 @@ def test_texts_are_texts():
         (([], ["a"]), ValueError, "train_texts: expected at least one"),
         ((["a"], []), ValueError, "test_texts: expected at least one"), ((["a"], [3]), TypeError, "got int for one"),
         ((["a"], torch.zeros(2, 2, 2)), TypeError, r"Tensor of shape \(2, 2\)"),
+        ((TensorDataset(tokens, tokens), ["a"]), TypeError, "got tuple .* tensors .* pass the inputs"),
+        ((["a"], [[tokens[0].numpy()]]), TypeError, "test_texts: .*got list .* arrays"),
     ):
         with pytest.raises(error, match=message):
             bm25(*wrong)
@@ -478,6 +480,23 @@ def test_a_language_model_with_attention():
     for kind, matrix in curvatures.items():
         expected = gradients @ torch.linalg.solve(matrix + 5.0 * torch.eye(len(matrix)), gradients.T)
         torch.testing.assert_close(found[kind], expected.detach(), msg=kind)
+
+
+def test_losses_and_samples_of_the_wrong_kind_are_named():
+    model, tokens = NanoGPT(5, 4, num_heads=2, num_layers=1, max_length=3), torch.randint(5, (6, 4))
+    blocks = TensorDataset(tokens[:, :-1], tokens[:, 1:])
+    named = [{"input_ids": row[:-1], "labels": row[1:]} for row in tokens]
+    for method in (gradient_dot, influence_function):
+        with pytest.raises(ValueError, match=r"loss_func: the default.* \(., 3, 5\) and labels \(., 3\).*block_loss"):
+            method(model, blocks, blocks)
+        with pytest.raises(ValueError, match=r"loss_func: expected the mean.*got shape \(.,\)"):
+            method(model, blocks, blocks, loss_func=block_loss)
+        with pytest.raises(ValueError, match=r"loss_func: expected the mean.*got float"):
+            method(model, blocks, blocks, loss_func=lambda outputs, labels: 1.0)
+    for method in (gradient_dot, representation_similarity):
+        for wrong, got in ((named, "dict"), ([(row,) for row in tokens], "'Tensor'"), ([(0.5, "a")], "'tuple'")):
+            with pytest.raises(TypeError, match=f"train_dataset, test_dataset: expected .* pairs .*{got}"):
+                method(model, wrong)
 
 
 def jacobian(parameters, values):

@@ -18,7 +18,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from dattri.benchmark.gradients import (
-    FlatModel, Projection, at_checkpoints, curvature_products, gradients, products, solve_by_matrix, solve_by_products,
+    FlatModel, Projection, at_checkpoints, curvature_products, gradients, pair_of, products, solve_by_matrix,
+    solve_by_products,
 )
 from ..metric.correlation import lds
 from ..metric.ground_truth import GroundTruth, Targets
@@ -625,7 +626,8 @@ def _represented(model: nn.Module, dataset: Any, layer: str | None) -> Iterator[
     hooks = [part.register_forward_pre_hook(lambda _, args: given.append(args[0])) for part in _layers(model, layer)]
     device = next((part.device for part in model.parameters()), torch.device("cpu"))
     try:
-        for inputs, _ in DataLoader(dataset, batch_size=256, generator=torch.Generator()):
+        for batch in DataLoader(dataset, batch_size=256, generator=torch.Generator()):
+            inputs, _ = pair_of(batch)
             given.clear()
             with torch.no_grad():
                 model(inputs.to(device))
@@ -732,10 +734,17 @@ def _tokens(name: str, text: Any) -> list[Hashable]:
         return re.findall(r"\w+", text.lower())
     if isinstance(text, (torch.Tensor, np.ndarray)):
         return text.tolist() if text.ndim == 1 else _refuse(name, text)
-    return list(text) if isinstance(text, (list, tuple)) else _refuse(name, text)
+    if isinstance(text, (list, tuple)) and not any(isinstance(part, (torch.Tensor, np.ndarray)) for part in text):
+        return list(text)
+    return _refuse(name, text)
 
 
 def _refuse(name: str, text: Any) -> list[Hashable]:
     """`TypeError` for anything but a text."""
     shape = f" of shape {tuple(text.shape)}" if hasattr(text, "shape") else ""
-    raise TypeError(f"{name}: expected texts, or sequences of tokens, got {type(text).__name__}{shape} for one of them")
+    remedy = ""
+    if isinstance(text, (list, tuple)):
+        remedy = ", which contains tensors or arrays; of a data set, pass the inputs: [tokens for tokens, _ in dataset]"
+    raise TypeError(
+        f"{name}: expected texts, or sequences of tokens, got {type(text).__name__}{shape} for one of them{remedy}"
+    )

@@ -61,7 +61,24 @@ class FlatModel:
 
     def loss(self, vector: torch.Tensor, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Mean loss of a batch."""
-        return self.loss_func(self.outputs(vector, inputs), labels)
+        return self.loss_of(self.outputs(vector, inputs), labels)
+
+    def loss_of(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+        """Mean loss of outputs; `ValueError` if it is not one number."""
+        if self.loss_func is nn.functional.cross_entropy and getattr(outputs, "ndim", 0) == 3 and labels.ndim == 2:
+            raise ValueError(
+                f"loss_func: the default is for classifiers, but outputs have shape {tuple(outputs.shape)} and labels "
+                f"{tuple(labels.shape)}; for a language model, pass lambda outputs, labels: block_loss(outputs, "
+                "labels).mean(), with block_loss from dattri.benchmark.training"
+            )
+        loss = self.loss_func(outputs, labels)
+        if not isinstance(loss, torch.Tensor) or loss.ndim:
+            got = f"shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
+            raise ValueError(
+                f"loss_func: expected the mean loss of a batch, one number, got {got}; for torch's losses, omit "
+                "reduction='none', for others pass the mean"
+            )
+        return loss
 
     def rows(self, share: int) -> int:
         """How many vectors of this length fit in 1 / share of the memory, at least one."""
@@ -70,8 +87,21 @@ class FlatModel:
     def batches(self, dataset: Any, size: int = _BATCH) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Inputs and labels of a data set, in order."""
         own = torch.Generator()  # a loader draws a seed, from the global generator unless it has its own
-        for inputs, labels in DataLoader(dataset, batch_size=size, generator=own):
+        for batch in DataLoader(dataset, batch_size=size, generator=own):
+            inputs, labels = pair_of(batch)
             yield inputs.to(self.vector.device), labels.to(self.vector.device)
+
+# %% ../../nbs/benchmark/18_gradients.ipynb #d8bc9cd1
+def pair_of(batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs and labels of a batch; `TypeError` if it consists of anything else."""
+    is_list = isinstance(batch, (tuple, list))
+    if not is_list or len(batch) != 2 or not all(isinstance(part, torch.Tensor) for part in batch):
+        got = [type(part).__name__ for part in batch] if is_list else type(batch).__name__
+        raise TypeError(
+            "train_dataset, test_dataset: expected samples that are pairs (input, label) of tensors or numbers, got "
+            f"batches of {got}; a TensorDataset of inputs and labels has such samples"
+        )
+    return batch[0], batch[1]
 
 # %% ../../nbs/benchmark/18_gradients.ipynb #b5d58859
 def gradients(flat: FlatModel, dataset: Any) -> Iterator[torch.Tensor]:
@@ -151,7 +181,7 @@ def _gauss_newton(flat: FlatModel, vector: torch.Tensor, inputs: torch.Tensor, l
         return flat.outputs(at, inputs)
 
     def loss(values: Any) -> torch.Tensor:
-        return flat.loss_func(values, labels)
+        return flat.loss_of(values, labels)
 
     said = jvp(outputs, (flat.vector,), (vector,))
     bent = vjp(grad(loss), said[0])[1](said[1])[0]  # symmetric; forward mode lacks some losses, such as mse_loss
