@@ -758,7 +758,7 @@ _LINE, _SIZE = 11.5, 8  # points: line spacing and font size
 
 def _size(ax: Any) -> tuple[float, float]:
     """Width and height of axes in points."""
-    extent, dpi = ax.get_window_extent(), ax.get_figure(root=True).dpi
+    extent, dpi = ax.get_window_extent(), ax.figure.dpi
     return 72 * extent.width / dpi, 72 * extent.height / dpi
 
 

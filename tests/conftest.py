@@ -51,7 +51,8 @@ def pytest_collection_modifyitems(items):
 
 def forget_connections():
     """Drop what the client and transformers keep of the hub they talked to last; they make it anew when needed."""
-    huggingface_hub.close_session()
+    reset = huggingface_hub.close_session if hasattr(huggingface_hub, "close_session") else _http.reset_sessions
+    reset()  # the latter before version 1
     if (module := sys.modules.get("transformers.utils.hub")) is not None:
         module._hf_api = None
 
@@ -127,7 +128,7 @@ def hub(monkeypatch, tmp_path):
             "DOWNLOAD_CHUNK_SIZE": 256,  # a download that is cut resumes after its last whole chunk
         }
         for name, value in read_at_import.items():
-            monkeypatch.setattr(constants, name, value)
+            monkeypatch.setattr(constants, name, value, raising=name != "HF_HUB_DISABLE_XET")  # not in older versions
         monkeypatch.setattr(hf_api.api, "endpoint", running.address)
         for module in (file_download, _http):  # both use the clock for nothing but the pause before they try again
             monkeypatch.setattr(module, "time", SimpleNamespace(sleep=lambda _: None))

@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import TensorDataset
 
 from dattri import GroundTruth, Targets, gradient_cosine, gradient_dot, influence_function, lds
 from dattri.benchmark.baselines import bm25, choose_damping, representation_similarity, tracin, trak
 from dattri.benchmark.datamodel import linear_datamodel
+from dattri.benchmark.models.nanogpt import NanoGPT
+from dattri.benchmark.training import block_loss
 
 
 def states(model, count=2):
@@ -366,6 +369,8 @@ def test_texts_are_texts():
         (([], ["a"]), ValueError, "train_texts: expected at least one"),
         ((["a"], []), ValueError, "test_texts: expected at least one"), ((["a"], [3]), TypeError, "got int for one"),
         ((["a"], torch.zeros(2, 2, 2)), TypeError, r"Tensor of shape \(2, 2\)"),
+        ((TensorDataset(tokens, tokens), ["a"]), TypeError, "got tuple .* tensors .* pass the inputs"),
+        ((["a"], [[tokens[0].numpy()]]), TypeError, "test_texts: .*got list .* arrays"),
     ):
         with pytest.raises(error, match=message):
             bm25(*wrong)
@@ -467,3 +472,56 @@ def test_squared_errors_of_torch(curvature):
     gradients = 2 * (model(inputs) - labels).detach() * inputs
     expected = gradients @ torch.linalg.solve(2 * inputs.T @ inputs / 12 + 0.1 * torch.eye(3), gradients.T)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_language_model_with_attention():
+    """Torch's fused attention has neither a forward nor a second derivative, and warns under `vmap`."""
+    torch.manual_seed(0)
+    model = NanoGPT(5, 4, num_heads=2, num_layers=1, max_length=3, dropout=0.0).double()
+    for part in model.parameters():
+        nn.init.uniform_(part, -1, 1)  # larger than at first, so that the Hessian is not huge
+    tokens = torch.randint(5, (6, 4), generator=torch.Generator().manual_seed(1))
+    train = TensorDataset(tokens[:, :-1], tokens[:, 1:])
+    options = {"loss_func": lambda logits, targets: block_loss(logits, targets).mean()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        dots = gradient_dot(model, train, train, **options)
+        found = {
+            kind: influence_function(model, train, train, damping=5.0, curvature=kind, **options)
+            for kind in ("gauss-newton", "hessian")
+        }
+    with sdpa_kernel(SDPBackend.MATH):
+        losses, logits = block_loss(model(tokens[:, :-1]), tokens[:, 1:]), model(tokens[:, :-1]).flatten(0, 1)
+    rows = partial(jacobian, list(model.parameters()))
+    gradients, bends = rows(losses), rows(logits.flatten()).view(18, 5, -1)
+    torch.testing.assert_close(dots, gradients @ gradients.T)
+    chances = logits.softmax(1).detach()
+    middle = torch.diag_embed(chances) - chances[:, :, None] * chances[:, None]
+    curvatures = {"gauss-newton": (bends.mT @ middle @ bends).mean(0), "hessian": rows(rows(losses.mean()[None])[0])}
+    for kind, matrix in curvatures.items():
+        expected = gradients @ torch.linalg.solve(matrix + 5.0 * torch.eye(len(matrix)), gradients.T)
+        torch.testing.assert_close(found[kind], expected.detach(), msg=kind)
+
+
+def test_losses_and_samples_of_the_wrong_kind_are_named():
+    model, tokens = NanoGPT(5, 4, num_heads=2, num_layers=1, max_length=3), torch.randint(5, (6, 4))
+    blocks = TensorDataset(tokens[:, :-1], tokens[:, 1:])
+    named = [{"input_ids": row[:-1], "labels": row[1:]} for row in tokens]
+    for method in (gradient_dot, influence_function):
+        with pytest.raises(ValueError, match=r"loss_func: the default.* \(., 3, 5\) and labels \(., 3\).*block_loss"):
+            method(model, blocks, blocks)
+        with pytest.raises(ValueError, match=r"loss_func: expected the mean.*got shape \(.,\)"):
+            method(model, blocks, blocks, loss_func=block_loss)
+        with pytest.raises(ValueError, match=r"loss_func: expected the mean.*got float"):
+            method(model, blocks, blocks, loss_func=lambda outputs, labels: 1.0)
+    wrong = [(named, "dict"), ([(row,) for row in tokens], "Tensor"), ([(0.5, "a")], "tuple")]
+    for method, cases in ((gradient_dot, wrong), (representation_similarity, wrong[:2])):  # its labels may be anything
+        for samples, got in cases:
+            with pytest.raises(TypeError, match=f"train_dataset, test_dataset: expected .* pairs .*{got}"):
+                method(model, samples)
+
+
+def jacobian(parameters, values):
+    """Gradients of each value with respect to all parameters, one per row."""
+    rows = (torch.autograd.grad(value, parameters, create_graph=True) for value in values)
+    return torch.stack([torch.cat([part.flatten() for part in row]) for row in rows])

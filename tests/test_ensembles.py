@@ -322,3 +322,18 @@ def test_a_made_optimizer_and_a_class_of_losses_are_refused():
     for make in (partial(EnsembleTrainer, optimizer=torch.optim.SGD, num_epochs=1), EnsembleTarget):
         with pytest.raises(TypeError, match=r"loss_fn: .*got the class CrossEntropyLoss; .*CrossEntropyLoss\(\)"):
             make(mlp, nn.CrossEntropyLoss)
+
+
+def test_a_single_model_has_the_errors_of_many():
+    trainer = EnsembleTrainer(
+        partial(nn.Linear, 2, 3), partial(cross_entropy, reduction="none"), optimizer=torch.optim.SGD, num_epochs=1
+    )
+    data = TensorDataset(torch.zeros(4, 2), torch.arange(4) % 3)
+    for train in (
+        lambda: trainer(DataLoader(data, batch_size=4), seed=0),
+        lambda: list(trainer.train_many(data, [np.arange(4)] * 2, [0, 1], batch_size=4)),
+    ):
+        with pytest.raises(ValueError, match=r"loss_fn: expected the mean loss .*, got shape \(4,\)"):
+            train()
+    with pytest.raises(TypeError, match=r"dataloader: .*batches .*got dict"):
+        trainer(DataLoader([{"input": torch.zeros(2), "label": 0}]), seed=0)

@@ -1,9 +1,11 @@
 """Pickles and whole modules that somebody hostile has made: refused before anything of them is done."""
 
 import builtins
+import importlib
 import io
 import pickle
 import struct
+import sys
 import zipfile
 
 import numpy as np
@@ -14,6 +16,7 @@ from torch import nn
 
 from dattri.benchmark.music import generated_pieces
 from dattri.metric.files import read_ground_truth, read_scores
+from dattri.model_util import checkpoint
 from dattri.model_util.checkpoint import load_checkpoint, to_bytes
 from dattri.model_util.pickles import check_pickle
 
@@ -138,6 +141,34 @@ def test_classes_of_installed_packages_need_a_word_of_the_user(tmp_path):
         load_checkpoint(tmp_path / "module.pt", modules=True)
     with torch.serialization.safe_globals([NewGELUActivation]):
         assert isinstance(load_checkpoint(tmp_path / "module.pt", modules=True)[1], NewGELUActivation)
+
+
+@pytest.mark.parametrize("place", ["mine", "lib/site-packages", "lib/dist-packages", "target"])
+def test_packages_of_other_environments_are_installed_too(place, tmp_path, monkeypatch):
+    """A virtual environment may see those of the system or the user, and PYTHONPATH any others."""
+    package = tmp_path / place / "elsewhere"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "layers.py").write_text("from torch.nn import Identity\nclass Layer(Identity): pass\n")
+    if place == "target":
+        (tmp_path / place / "elsewhere-1.0.dist-info").mkdir()
+    monkeypatch.syspath_prepend(tmp_path / place)
+    try:
+        torch.save(importlib.import_module("elsewhere.layers").Layer(), tmp_path / "module.pt")
+        if place == "mine":
+            assert type(load_checkpoint(tmp_path / "module.pt", modules=True)).__name__ == "Layer"
+        else:
+            with pytest.raises(ValueError, match=r"module\.pt names elsewhere\.layers\.Layer"):
+                load_checkpoint(tmp_path / "module.pt", modules=True)
+    finally:
+        del sys.modules["elsewhere.layers"], sys.modules["elsewhere"]
+
+
+def test_torch_may_be_installed_anywhere(tmp_path, monkeypatch):
+    torch.save(interpreter(), tmp_path / "module.pt")
+    monkeypatch.setattr(checkpoint, "_is_installed", lambda module, file: False)
+    with pytest.raises(ValueError, match=r"module\.pt names torch\.export\."):
+        load_checkpoint(tmp_path / "module.pt", modules=True)
 
 
 def test_headers_of_arrays_are_bounded(tmp_path):

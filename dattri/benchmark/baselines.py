@@ -734,10 +734,17 @@ def _tokens(name: str, text: Any) -> list[Hashable]:
         return re.findall(r"\w+", text.lower())
     if isinstance(text, (torch.Tensor, np.ndarray)):
         return text.tolist() if text.ndim == 1 else _refuse(name, text)
-    return list(text) if isinstance(text, (list, tuple)) else _refuse(name, text)
+    if isinstance(text, (list, tuple)) and not any(isinstance(part, (torch.Tensor, np.ndarray)) for part in text):
+        return list(text)
+    return _refuse(name, text)
 
 
 def _refuse(name: str, text: Any) -> list[Hashable]:
     """`TypeError` for anything but a text."""
     shape = f" of shape {tuple(text.shape)}" if hasattr(text, "shape") else ""
-    raise TypeError(f"{name}: expected texts, or sequences of tokens, got {type(text).__name__}{shape} for one of them")
+    remedy = ""
+    if isinstance(text, (list, tuple)):
+        remedy = ", which contains tensors or arrays; of a data set, pass the inputs: [tokens for tokens, _ in dataset]"
+    raise TypeError(
+        f"{name}: expected texts, or sequences of tokens, got {type(text).__name__}{shape} for one of them{remedy}"
+    )

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.func import functional_call, grad, jvp, vjp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Subset
 
 from ..model_util.checkpoint import load_checkpoint
@@ -55,11 +56,29 @@ class FlatModel:
         """Outputs of the model for a batch."""
         parts = vector.split([shape.numel() for shape in self.shapes.values()])
         named = {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
-        return functional_call(self.model, named, (inputs,))
+        with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second or forward derivative, nor a batching rule
+            return functional_call(self.model, named, (inputs,))
 
     def loss(self, vector: torch.Tensor, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Mean loss of a batch."""
-        return self.loss_func(self.outputs(vector, inputs), labels)
+        return self.loss_of(self.outputs(vector, inputs), labels)
+
+    def loss_of(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+        """Mean loss of outputs; `ValueError` if it is not one number."""
+        if self.loss_func is nn.functional.cross_entropy and getattr(outputs, "ndim", 0) == 3 and labels.ndim == 2:
+            raise ValueError(
+                f"loss_func: the default is for classifiers, but outputs have shape {tuple(outputs.shape)} and labels "
+                f"{tuple(labels.shape)}; for a language model, pass lambda outputs, labels: block_loss(outputs, "
+                "labels).mean(), with block_loss from dattri.benchmark.training"
+            )
+        loss = self.loss_func(outputs, labels)
+        if not isinstance(loss, torch.Tensor) or loss.ndim:
+            got = f"shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
+            raise ValueError(
+                f"loss_func: expected the mean loss of a batch, one number, got {got}; for torch's losses, omit "
+                "reduction='none', for others pass the mean"
+            )
+        return loss
 
     def rows(self, share: int) -> int:
         """How many vectors of this length fit in 1 / share of the memory, at least one."""
@@ -162,7 +181,7 @@ def _gauss_newton(flat: FlatModel, vector: torch.Tensor, inputs: torch.Tensor, l
         return flat.outputs(at, inputs)
 
     def loss(values: Any) -> torch.Tensor:
-        return flat.loss_func(values, labels)
+        return flat.loss_of(values, labels)
 
     said = jvp(outputs, (flat.vector,), (vector,))
     bent = vjp(grad(loss), said[0])[1](said[1])[0]  # symmetric; forward mode lacks some losses, such as mse_loss

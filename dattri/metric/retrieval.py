@@ -14,7 +14,7 @@ import torch
 
 from .display import in_short
 from .inputs import as_real_tensor, check_real
-from .mislabel import count_found
+from .mislabel import area_below, count_found
 from .scores import Block, Scores
 from ..model_util.threads import map_blocks, row_blocks, single_thread
 
@@ -547,9 +547,8 @@ def detection_curve(score: Any, ground_truth: Any) -> DetectionCurve:
         inspected, found = (wrong + clean) / (wrong[-1] + clean[-1]), wrong / wrong[-1]
     if wrong[-1] == 0:
         warnings.warn("ground_truth: no mislabelled samples, so the curve is undefined (nan)", stacklevel=2)
-    area = float(np.trapezoid(found.cpu().numpy(), inspected.cpu().numpy()))
     share = float(wrong[-1] / (wrong[-1] + clean[-1]))
-    return DetectionCurve(inspected, found, area, 1 - share / 2 if share else float("nan"), 0.5)
+    return DetectionCurve(inspected, found, area_below(inspected, found), 1 - share / 2 if share else float("nan"), 0.5)
 
 # %% ../../nbs/metric/11_retrieval.ipynb #e810699f
 _SLAB_BYTES, _FILE_BYTES, _PART_BYTES = 2**26, 2**28, 2**21  # of some columns, as float64: copied, read, and sorted

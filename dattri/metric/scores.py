@@ -23,11 +23,15 @@ __all__ = []
 # %% ../../nbs/metric/05_scores.ipynb #e49624bd
 _READING = threading.Lock()
 _COLUMN_BYTES = 2**26  # of a block of columns, as float64
+_SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}  # of the same size
 
 
 def _read(matrix: Any, part: Any) -> torch.Tensor:
     """Part of a matrix as a tensor of real numbers; parts of a memory map are copied and the pages released."""
-    if isinstance(matrix, (torch.Tensor, np.ndarray)):
+    values: Any
+    if isinstance(matrix, torch.Tensor) and matrix.dtype in _SIGNED:  # before torch 2.7, positions cannot index these
+        values = matrix.view(_SIGNED[matrix.dtype])[part].view(matrix.dtype)
+    elif isinstance(matrix, (torch.Tensor, np.ndarray)):
         values = matrix[part]
     else:
         with _READING:

@@ -291,8 +291,18 @@ def _may_be_made(module: str, file: str | None) -> bool:
     """Whether a file may name classes of a module: torch's layers, this package, or the user's own code."""
     if module == "__main__" or f"{module}.".startswith(("torch.nn.modules.", "dattri.")):
         return True
-    installed = [Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-    return file is not None and not any(Path(file).resolve().is_relative_to(place.resolve()) for place in installed)
+    if file is None or f"{module}.".startswith("torch."):
+        return False
+    return not _is_installed(module, Path(file).resolve())
+
+
+def _is_installed(module: str, file: Path) -> bool:
+    """Whether a module belongs to an installed package, in this environment or in another one on the path."""
+    here = [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    if any(map(file.is_relative_to, here)) or {"site-packages", "dist-packages"} & set(file.parts):
+        return True
+    depth = module.count(".") + (file.stem == "__init__")
+    return len(file.parents) <= depth or any(file.parents[depth].glob("*.dist-info"))  # of pip install --target
 
 
 def _names_of_the_user() -> dict[str, Any]:

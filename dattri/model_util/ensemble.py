@@ -142,12 +142,15 @@ class EnsembleTrainer:
         scheduler = self.scheduler(optimizer) if self.scheduler else None
         threads = None
         for _ in range(self.num_epochs):
-            for inputs, *targets in dataloader:
+            for batch in dataloader:
+                inputs, *targets = tensors_of(batch, "dataloader")
                 threads = threads or _threads_for(model, inputs, device)
                 with threads():
                     optimizer.zero_grad()
                     outputs = model(inputs.to(device))
-                    self.loss_fn(outputs, *(target.to(device) for target in targets)).backward()
+                    loss = self.loss_fn(outputs, *(target.to(device) for target in targets))
+                    _check_loss(loss.shape)
+                    loss.backward()
                     optimizer.step()
             if scheduler:
                 scheduler.step()
@@ -436,7 +439,7 @@ class _Training:
                 for parameter in stack.parameters.values():
                     parameter.grad = None  # like `zero_grad`, in a tenth of its time
                 losses = stack.losses(self.trainer.loss_fn, self.samples.batch(indices))
-                self._check_losses(losses)
+                _check_loss(losses.shape[1:])
                 losses.sum().backward()
                 optimizer.step()
                 if watch is not None and epoch == step == 0:
@@ -445,14 +448,14 @@ class _Training:
                 scheduler.step()
         return stack
 
-    @staticmethod
-    def _check_losses(losses: torch.Tensor) -> None:
-        """`ValueError` unless each model has exactly one loss."""
-        if losses.ndim != 1:
-            raise ValueError(
-                f"loss_fn: expected the mean loss of a batch, one number, got shape {tuple(losses.shape[1:])}; for "
-                "torch's losses, omit reduction='none'"
-            )
+
+def _check_loss(shape: Sequence[int]) -> None:
+    """`ValueError` unless the loss of a model is one number."""
+    if len(shape):
+        raise ValueError(
+            f"loss_fn: expected the mean loss of a batch, one number, got shape {tuple(shape)}; for torch's losses, "
+            "omit reduction='none', for others pass the mean"
+        )
 
 
 def _threads_for(
