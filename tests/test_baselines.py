@@ -525,3 +525,22 @@ def jacobian(parameters, values):
     """Gradients of each value with respect to all parameters, one per row."""
     rows = (torch.autograd.grad(value, parameters, create_graph=True) for value in values)
     return torch.stack([torch.cat([part.flatten() for part in row]) for row in rows])
+
+
+@pytest.mark.parametrize("curvature", ["gauss-newton", "hessian"])
+def test_threads_change_neither_results_nor_settings(curvature, with_threads):
+    model = NanoGPT(5, 4, num_heads=2, num_layers=1, max_length=3)  # attention, whose kernel is a global setting
+    tokens = torch.randint(5, (40, 4), generator=torch.Generator().manual_seed(0))
+    blocks = TensorDataset(tokens[:, :-1], tokens[:, 1:])
+
+    def scores():
+        return influence_function(
+            model, blocks, blocks, damping=10.0, curvature=curvature,
+            loss_func=lambda outputs, labels: block_loss(outputs, labels).mean(),
+        )  # fmt: skip
+
+    flags = (torch.backends.cuda.flash_sdp_enabled, torch.backends.cuda.mem_efficient_sdp_enabled)
+    before = [flag() for flag in flags]
+    one, four = (with_threads(count, scores) for count in (1, 4))
+    assert torch.equal(one, four)
+    assert [flag() for flag in flags] == before

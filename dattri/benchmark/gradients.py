@@ -8,18 +8,21 @@ from __future__ import annotations
 import copy
 import math
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.func import functional_call, grad, jvp, vjp, vmap
+from torch.func import functional_call, grad, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Subset
 
 from ..model_util.checkpoint import load_checkpoint
+from ..model_util.threads import is_plain_thread, map_blocks
 from ..model_util.validation import check_int
 
 # %% auto #0
@@ -44,6 +47,7 @@ class FlatModel:
 
     def __init__(self, model: nn.Module, loss_func: Callable | None, max_bytes: int) -> None:
         self.model = copy.deepcopy(model).eval()
+        self._of_thread = threading.local()
         self.loss_func = loss_func or nn.functional.cross_entropy
         trained = {name: part.detach() for name, part in self.model.named_parameters() if part.requires_grad}
         if not trained:
@@ -57,7 +61,14 @@ class FlatModel:
         parts = vector.split([shape.numel() for shape in self.shapes.values()])
         named = {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
         with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second or forward derivative, nor a batching rule
-            return functional_call(self.model, named, (inputs,))
+            return functional_call(self._module(), named, (inputs,))
+
+    def _module(self) -> nn.Module:
+        """The module of the current thread, with the same tensors: each call replaces its parameters for a moment."""
+        if not hasattr(self._of_thread, "module"):
+            tensors = [*self.model.parameters(), *self.model.buffers()]
+            self._of_thread.module = copy.deepcopy(self.model, {id(tensor): tensor for tensor in tensors})
+        return self._of_thread.module
 
     def loss(self, vector: torch.Tensor, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Mean loss of a batch."""
@@ -157,16 +168,33 @@ def _same(block: torch.Tensor) -> torch.Tensor:
 def curvature_products(flat: FlatModel, dataset: Any, kind: str) -> Map:
     """Products of the Gauss-Newton matrix or the Hessian of the mean loss with vectors, one per row."""
     one = _gauss_newton if kind == "gauss-newton" else _hessian
-    size = min(_BATCH, max(16, flat.rows(4)))
+    size, num_rows = min(_BATCH, max(16, flat.rows(4))), min(64, flat.rows(128))
 
     def times(vectors: torch.Tensor) -> torch.Tensor:
         total = torch.zeros_like(vectors)
+        blocks = [slice(start, start + num_rows) for start in range(0, len(vectors), num_rows)]
         for inputs, labels in flat.batches(dataset, size):
-            many = vmap(lambda vector: one(flat, vector, inputs, labels), chunk_size=min(64, flat.rows(32)))  # noqa: B023
-            total += len(inputs) / len(dataset) * many(vectors).detach()
+            many, share = vmap(partial(one, flat), (0, None, None)), len(inputs) / len(dataset)
+            add = partial(_add_rows, total, share, lambda rows: many(vectors[rows], inputs, labels))  # noqa: B023
+            _on_each(add, blocks, vectors.device)
         return total
 
     return times
+
+
+def _add_rows(total: torch.Tensor, share: float, function: Callable, rows: slice) -> None:
+    """Add a share of a function's value to some rows."""
+    total[rows] += share * function(rows).detach()
+
+
+def _on_each(function: Callable, blocks: Sequence[slice], device: torch.device) -> None:
+    """Call a function on every block, in threads on a CPU: threads within small operations would mostly wait."""
+    if device.type != "cpu" or not is_plain_thread():
+        for block in blocks:
+            function(block)
+        return
+    with sdpa_kernel(SDPBackend.MATH):  # entered once: threads would restore each other's settings
+        map_blocks(function, blocks)
 
 
 def _hessian(flat: FlatModel, vector: torch.Tensor, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -183,9 +211,9 @@ def _gauss_newton(flat: FlatModel, vector: torch.Tensor, inputs: torch.Tensor, l
     def loss(values: Any) -> torch.Tensor:
         return flat.loss_of(values, labels)
 
-    said = jvp(outputs, (flat.vector,), (vector,))
-    bent = vjp(grad(loss), said[0])[1](said[1])[0]  # symmetric; forward mode lacks some losses, such as mse_loss
-    return vjp(outputs, flat.vector)[1](bent)[0]
+    said, back = vjp(outputs, flat.vector)[:2]
+    pushed = vjp(lambda at: back(at)[0], said)[1](vector)[0]  # J v, because the transpose of a linear map is one, too
+    return back(vjp(grad(loss), said)[1](pushed)[0])[0]
 
 # %% ../../nbs/benchmark/18_gradients.ipynb #902959fd
 def solve_by_products(
