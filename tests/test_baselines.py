@@ -14,6 +14,7 @@ from torch.utils.data import TensorDataset
 from dattri import GroundTruth, Targets, gradient_cosine, gradient_dot, influence_function, lds
 from dattri.benchmark.baselines import bm25, choose_damping, representation_similarity, tracin, trak
 from dattri.benchmark.datamodel import linear_datamodel
+from dattri.benchmark.gradients import FlatModel, curvature_products
 from dattri.benchmark.models.nanogpt import NanoGPT
 from dattri.benchmark.training import block_loss
 
@@ -533,14 +534,13 @@ def test_threads_change_neither_results_nor_settings(curvature, with_threads):
     tokens = torch.randint(5, (40, 4), generator=torch.Generator().manual_seed(0))
     blocks = TensorDataset(tokens[:, :-1], tokens[:, 1:])
 
-    def scores():
-        return influence_function(
-            model, blocks, blocks, damping=10.0, curvature=curvature,
-            loss_func=lambda outputs, labels: block_loss(outputs, labels).mean(),
-        )  # fmt: skip
+    def products():
+        flat = FlatModel(model, lambda outputs, labels: block_loss(outputs, labels).mean(), 2**30)
+        return curvature_products(flat, blocks, curvature)(torch.eye(len(flat.vector)))
 
     flags = (torch.backends.cuda.flash_sdp_enabled, torch.backends.cuda.mem_efficient_sdp_enabled)
     before = [flag() for flag in flags]
-    one, four = (with_threads(count, scores) for count in (1, 4))
+    one, four = (with_threads(count, products) for count in (1, 4))
+    assert len(one) > 64, "several blocks"
     assert torch.equal(one, four)
     assert [flag() for flag in flags] == before
