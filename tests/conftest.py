@@ -129,12 +129,25 @@ def hub(monkeypatch, tmp_path):
         }
         for name, value in read_at_import.items():
             monkeypatch.setattr(constants, name, value, raising=name != "HF_HUB_DISABLE_XET")  # not in older versions
+            if hasattr(file_download, name):  # which have copies of some
+                monkeypatch.setattr(file_download, name, value)
         monkeypatch.setattr(hf_api.api, "endpoint", running.address)
         for module in (file_download, _http):  # both use the clock for nothing but the pause before they try again
             monkeypatch.setattr(module, "time", SimpleNamespace(sleep=lambda _: None))
         forget_connections()
         yield running
         forget_connections()
+
+
+@pytest.fixture
+def offline(hub, monkeypatch):
+    """A function that turns HF_HUB_OFFLINE on or off, as if it were set before the start."""
+
+    def turn(on=True):
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", on)
+        forget_connections()  # before version 1 of the client, these decide
+
+    return turn
 
 
 @pytest.fixture

@@ -24,7 +24,6 @@ from benchmark_helpers import (
     with_manifest,
 )
 from data_files import numbered, zip_bytes
-from huggingface_hub import constants
 
 from dattri.benchmark.datasets import Datasets
 from dattri.benchmark.hub import publish_benchmark
@@ -184,12 +183,12 @@ def test_the_manifest_is_that_of_the_commit(on_hub, hub, tmp_path):
     assert in_place(tmp_path) == sorted([*WHOLE, "loo"]) and load(tmp_path)[1].values.shape == (4, 5)
 
 
-def test_offline_without_the_manifest(on_hub, hub, tmp_path, monkeypatch):
+def test_offline_without_the_manifest(on_hub, hub, tmp_path, offline):
     """A cache that was filled by other means may lack it; then, and only then, a warning is all."""
     check_whole(tmp_path)
     for removed in (tmp_path / "hub").rglob("manifest.json"):
         removed.unlink()
     shutil.rmtree(tmp_path / "load")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    offline()
     with pytest.warns(UserWarning, match=f"{MANIFEST} of {REPO} is not in the cache, and HF_HUB_OFFLINE is set"):
         check_whole(tmp_path)

@@ -8,19 +8,23 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import HfApi, constants, hf_hub_download, list_repo_files, snapshot_download
 from huggingface_hub.errors import (
+    EntryNotFoundError,
     HfHubHTTPError,
     LocalEntryNotFoundError,
-    RemoteEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
 
 REPO = "someone/things"
 LARGE = bytes(range(256)) * 16
+RETRIES = pytest.mark.skipif(
+    not hasattr(huggingface_hub, "close_session"), reason="before version 1, the client does not resume a cut download"
+)
 
 
 def download(name="large.bin", **options):
@@ -44,6 +48,7 @@ def test_git_would_name_a_small_file_alike(hub, tmp_path):
     assert Path(path).is_relative_to(tmp_path)
 
 
+@RETRIES
 @pytest.mark.parametrize("name, data", [("small.txt", LARGE[:900]), ("large.bin", LARGE)])
 def test_a_download_that_is_cut_goes_on_where_it_stopped(hub, name, data):
     hub.put(REPO, name, data)
@@ -54,11 +59,12 @@ def test_a_download_that_is_cut_goes_on_where_it_stopped(hub, name, data):
     assert hub.faults[name] == []
 
 
+@RETRIES
 @pytest.mark.parametrize("name, data", [("small.txt", b"small"), ("large.bin", LARGE)])
 def test_faults(hub, name, data):
     hub.put(REPO, name, data)
     hub.faults[name] = ["404", "500", "500", "wrong"]
-    with pytest.raises(RemoteEntryNotFoundError):
+    with pytest.raises(EntryNotFoundError):
         download(name)
     hub.requests.clear()
     wrong = download(name)  # two failures of HEAD are tried again; then the client trusts what it gets
@@ -97,7 +103,7 @@ def test_ranges(hub):
 
 def test_what_is_missing_has_the_errors_of_the_client(hub):
     hub.put(REPO, "a.txt", b"a")
-    with pytest.raises(RemoteEntryNotFoundError):
+    with pytest.raises(EntryNotFoundError):
         download("b.txt")
     with pytest.raises(RevisionNotFoundError):
         download("a.txt", revision="0" * 40)
@@ -178,5 +184,5 @@ def test_from_pretrained(hub, tmp_path, time):
     loaded = transformers.GPT2LMHeadModel.from_pretrained("org/tiny").eval()
     tokens = torch.arange(6)[None]
     assert torch.equal(loaded(tokens).logits, model(tokens).logits)
-    assert transformers.utils.hub.hf_api().endpoint == hub.address
+    assert not hasattr(transformers.utils.hub, "hf_api") or transformers.utils.hub.hf_api().endpoint == hub.address
     assert any("/cdn/" in path for _, path, _ in hub.requests)

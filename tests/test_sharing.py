@@ -281,10 +281,10 @@ def test_the_benchmark_that_all_have_scores_for(on_hub, hub, home, tmp_path):
     assert "## points_lr" in text and "## points_other" in text
 
 
-def test_without_a_network(on_hub, hub, home, monkeypatch):
+def test_without_a_network(on_hub, hub, home, offline):
     board = board_of(home, "ann/trak")
     hub.change(("dataset", "bob/dots"), {"x": b"x"})
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    offline()
     assert values(board_of(home, "ann/trak")) == values(board), "from the cache"
     assert "could not be fetched" in rows_of(board_of(home, "ann/trak", "bob/dots"))["bob/dots"].error
     with pytest.raises(OSError, match=r"repo_ids: none of 1 could be fetched.*HF_HUB_OFFLINE"):
