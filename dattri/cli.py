@@ -253,7 +253,8 @@ def evaluate(
         picture.parent.mkdir(parents=True, exist_ok=True)
         save_figure(report.figure, picture)
     if as_json:
-        fields = {"metric": report.metric, "value": report.value, "summary": report.summary, "picture": str(picture)}
+        fields = {**report._asdict(), "picture": str(picture)}
+        del fields["figure"]
         typer.echo(json.dumps(fields, indent=1))
         return
     typer.echo(f"Picture: {picture}")

@@ -277,3 +277,16 @@ def test_the_command(home, tmp_path):
     ):  # fmt: skip
         run = CliRunner().invoke(app, [*options, *(part for text in given for part in ("--scores", text))])
         assert run.exit_code == 1 and message in run.output
+
+
+def test_what_a_method_does_to_the_model_reaches_no_other(home):
+    def spoils(attributes, metric):
+        for part in attributes["model"].parameters():
+            part.data.zero_()
+        return matrix() if metric != "mislabel" else matrix()[:, 0]
+
+    rows = [
+        rows_of(evaluate({"mine": method}, SETTING, download_path=home), "lds")["gradient dot product"].value
+        for method in (matrix(), spoils)
+    ]
+    assert rows[0] == rows[1]

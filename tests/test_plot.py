@@ -261,10 +261,8 @@ def test_removals(units, factor, band):
                            [[-0.1 * factor, 0.2 * factor]] * 2)  # fmt: skip
     assert names(ax) == ["random removals: mean and spread", "a", "b"]
     assert [text.get_text() for text in ax.get_xticklabels()] == ["5", "20"] and "%" in ax.get_xlabel()
-    if units == "spreads":
-        heights = ends_of(ax.patches[0])[:, 1]
-    else:
-        heights = ax.collections[0].get_paths()[0].vertices[:, 1]
+    band_of = ends_of(ax.patches[0]) if units == "spreads" else ax.collections[0].get_paths()[0].vertices
+    heights = band_of[:, 1]
     assert [min(heights), max(heights)] == pytest.approx([-band, band])
 
 

@@ -284,3 +284,11 @@ def test_the_summary_of_a_module_is_a_whole_sentence(module):
     """Of a quote of two lines, only the first would become the module's docstring."""
     summary = ast.get_docstring(ast.parse((ROOT / module).read_text()))
     assert summary is None or summary[-1] in ".?!`", summary
+
+
+@pytest.mark.parametrize("notebook", sorted((ROOT / "nbs").rglob("*.ipynb")), ids=lambda path: path.stem)
+def test_names_that_are_linked_by_the_docs_are_not_linked_twice(notebook):
+    """The docs build turns `name` into a link, and a link in a link is shown as its source."""
+    cells = json.loads(notebook.read_text())["cells"]
+    text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    assert not re.findall(r"\[`[\w.]+`\]\([^)]*\)", text)

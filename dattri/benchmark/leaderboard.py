@@ -5,6 +5,7 @@
 # %% ../../nbs/benchmark/17_leaderboard.ipynb #1bd348d0
 from __future__ import annotations
 
+import copy
 import csv
 import html
 import io
@@ -259,7 +260,8 @@ def evaluate(
         Methods by name. For the LDS and LOO, a method is a matrix (num_train, num_test), a memory map, `Predictions`,
         or the path of a file with one. It may also be a dict of these by metric, where "mislabel" is self-attribution,
         (num_train,). Or it is a function ``function(attributes, metric)``, where ``attributes`` is the first result of
-        `load_benchmark`; it is called and timed once for "lds" and "loo" together, and once for "mislabel".
+        `load_benchmark`, with a model of its own; it is called and timed once for "lds" and "loo" together, and once
+        for "mislabel". It must not change the data.
     benchmark : Setting or (str, str)
         The benchmark, or the names of its model and data set.
     metrics : sequence of str, optional
@@ -354,10 +356,17 @@ def _scored(entry: Any, attributes: dict[str, Any], metric: str) -> _Scored:
             whole = metric == "mislabel" and len(getattr(entry, "shape", (0, 0))) > 1
             return _Scored(error="no self-attribution was given") if whole else _Scored(entry)
         begin = time.perf_counter()
-        made = entry(attributes, metric)
+        made = entry(_own(attributes), metric)
         return _Scored(made, time.perf_counter() - begin, num_checkpoints=models)
     except Exception as error:  # any error of a method is shown in its row
         return _Scored(error=_told(error), num_checkpoints=models)
+
+
+def _own(attributes: dict[str, Any]) -> dict[str, Any]:
+    """Attributes for one method: what it does to the model must not reach the next one."""
+    own = copy.copy(attributes)
+    own["model"] = copy.deepcopy(attributes["model"])
+    return own
 
 
 def _told(error: Exception) -> str:
@@ -385,6 +394,11 @@ def _row(name: str, scored: _Scored, metric: str, truth: Any, ceiling: float) ->
     try:
         if isinstance(scored.scores, Predictions) and metric != "lds":
             raise ValueError("predictions are of subsets, which only the LDS uses")
+        if metric == "mislabel" and len(getattr(scored.scores, "shape", (0,))) != 1:
+            raise ValueError(
+                f"expected one number per training sample, self-attribution of shape ({len(truth)},), got shape "
+                f"{tuple(scored.scores.shape)}; a function gets metric='mislabel' and returns self-attribution then"
+            )
         interval = KINDS[metric].interval(scored.scores, truth)
     except Exception as error:  # any error of a metric on scores that do not fit
         return row._replace(error=_told(error))

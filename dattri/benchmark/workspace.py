@@ -18,6 +18,7 @@ from .groups import GROUPS
 from .manifest import Manifest
 from .metrics import METRICS, Metric, check_truth, mislabelled
 from .settings import Setting
+from ..model_util.checkpoint import verify_checksums
 from ..model_util.checkpoint import load_checkpoint
 from ..model_util.loader import LoaderRecipe
 from ..model_util.fingerprint import samples_digest
@@ -173,6 +174,9 @@ class Workspace:
             manifest = None
         for name in manifest.deviations(self.folder) if manifest is not None else {}:
             (self.folder / name).unlink(missing_ok=True)
+        for file in self.folder.rglob("*.pt"):  # models that no list names, such as those behind the ground truth
+            if not file.is_symlink() and _is_damaged(file):
+                file.unlink()
 
     def adopt_earlier(self) -> None:
         """Move models trained by an earlier version in ``retrained/{name}`` of the root to their new place."""
@@ -182,6 +186,15 @@ class Workspace:
             if source.is_dir() and not target.exists():
                 target.parent.mkdir(parents=True, exist_ok=True)
                 source.rename(target)
+
+
+def _is_damaged(file: Path) -> bool:
+    """Whether a checkpoint is truncated or its bytes have changed."""
+    try:
+        verify_checksums(file)
+    except ValueError:
+        return True
+    return False
 
 
 _REDOWNLOAD = (

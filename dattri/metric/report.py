@@ -32,12 +32,14 @@ __all__ = ['Report', 'judge']
 
 # %% ../../nbs/metric/08_report.ipynb #0509fde4
 class Report(NamedTuple):
-    """The metric's name, its value, a summary, and a picture (a `matplotlib.figure.Figure`); a notebook shows both."""
+    """The metric's name, value and 95% interval, a summary, and a picture (`Figure`); a notebook shows the last two."""
 
     metric: str
     value: float
     summary: str
     figure: Any
+    low: float
+    high: float
 
     def __repr__(self) -> str:
         return self.summary
@@ -137,7 +139,8 @@ def report_lds(score: Any, ground_truth: Any) -> Report:
         f"LDS {interval.mean:.3f}{_known(each)}, {_between(interval)} over other {drawn} and test samples\n"
         f"{_below_ceiling(score, targets)}{_spread(each)}\n{len(subsets.rows)} subsets of {sizes} training samples"
     )
-    return Report("lds", interval.mean, summary, _draw_correlations("lds", each, score, targets or truth))
+    figure = _draw_correlations("lds", each, score, targets or truth)
+    return Report("lds", interval.mean, summary, figure, *interval[1:])
 
 
 def _between(interval: ConfidenceInterval) -> str:
@@ -170,7 +173,8 @@ def report_loo(score: Any, ground_truth: Any) -> Report:
         f"{_spread(each)}\n"
         f"{len(removed)} training samples left out, one at a time"
     )
-    return Report("loo", mean, summary, _draw_correlations("loo", each, score, ground_truth))
+    figure = _draw_correlations("loo", each, score, ground_truth)
+    return Report("loo", mean, summary, figure, *interval[1:])
 
 # %% ../../nbs/metric/08_report.ipynb #e93b74f6
 def report_mislabel(score: Any, ground_truth: Any) -> Report:
@@ -199,7 +203,7 @@ def report_mislabel(score: Any, ground_truth: Any) -> Report:
     figure, left, right = _figure()
     plot.roc(detection, left)
     plot.detection(curve, right)
-    return Report("mislabel", detection.auc, summary, figure)
+    return Report("mislabel", detection.auc, summary, figure, *interval[1:])
 
 
 def _self_attribution(score: Any) -> torch.Tensor:
