@@ -222,3 +222,18 @@ def test_a_list_of_metrics_is_refused(tmp_path):
     for metric in (["lds"], ("lds",)):
         with pytest.raises(ValueError, match="points_lr has no ground truth for"):
             load_setting(LOCAL, metric, tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["behind the ground truth", "a model, and the list"])
+def test_damaged_files_that_no_list_names_are_built_again(tmp_path, fresh, damage):
+    shutil.copytree(fresh, tmp_path, dirs_exist_ok=True)
+    home = tmp_path / FOLDER
+    kind = "retrained" if damage == "behind the ground truth" else "models_full"
+    file = sorted((home / kind).rglob("model_weights*.pt"))[0]
+    data = file.read_bytes()
+    file.write_bytes(data[:80] + bytes([data[80] ^ 255]) + data[81:])
+    if kind == "models_full":
+        (home / "manifest.json").write_text("{")
+    load_setting(trained_for(9), "lds", tmp_path, True)
+    assert file.read_bytes() == data
+    check_is(tmp_path, fresh, trained_for(9), "lds")
