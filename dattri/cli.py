@@ -57,6 +57,8 @@ _IN_COMMANDS = {  # a remedy in Python: the same in a terminal; the first ones a
     r"device='(\w+)'": r"--device \1",
     r"pass the name of one:": "pass the name of one with --array:",
     r"pass benchmark=": "pass --model and --dataset",
+    r"(there is no setting \(.*)": r"\1; if it is your own, dattri --import MODULE registers it",
+    r"\bdownload_path\b": "--download-path (or --out)",
 }
 
 

@@ -240,4 +240,4 @@ def test_ctrl_c_in_the_command_is_one_line(n_jobs, tmp_path):
     errors = process.communicate()[1].decode()
     assert process.returncode == 130 and "Traceback" not in errors
     [told] = [line for line in re.split(r"[\r\n]", errors) if line and "model/s" not in line and "s/model" not in line]
-    assert re.fullmatch(r"Interrupted: [2-4] of 10 models are kept in \S+; repeat the call to continue\.", told)
+    assert re.fullmatch(r"Interrupted: [2-4] of 10 models are kept in \S+; run the command again to continue\.", told)

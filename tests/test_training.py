@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+import re
 import sys
 from functools import partial
 
@@ -260,7 +261,9 @@ def test_a_directory_from_before_the_trainer_was_renamed(tmp_path):
     retrain_lds(trainer, loader(), tmp_path, num_subsets=2, seed=0)
     file = tmp_path / "metadata.yml"
     before = file.read_text().replace("train_func: SingleModelTrainer", "train_func: SequenceTrainer")
+    before = re.sub(r"digest: \w+\n", "", before.replace("format: 2", "format: 1"))  # edits were not recognised then
     assert "SequenceTrainer" in before
+    assert "format: 1" in before
     file.write_text(before)
     for checkpoint in tmp_path.glob("*/*.pt"):  # which did not say whose they are
         checkpoint.write_bytes(to_bytes(load_checkpoint(checkpoint)))

@@ -415,6 +415,7 @@ def _behind(best: str, row: LeaderboardRow, found: Mapping[str, _Scored], truth:
     if math.isnan(row.value):
         return row
     if row.method == best:
-        return row._replace(difference=0.0, difference_low=0.0, difference_high=0.0, is_best=True)
+        sure_to_be_wrong = row.high < KINDS[row.metric].chance
+        return row._replace(difference=0.0, difference_low=0.0, difference_high=0.0, is_best=not sure_to_be_wrong)
     difference, low, high, _ = KINDS[row.metric].compare(found[best].scores, found[row.method].scores, truth)
     return row._replace(difference=difference, difference_low=low, difference_high=high, is_best=low <= 0)
