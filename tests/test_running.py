@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import joblib
 import pytest
 import torch
 from helpers import count_models, files, make_loader, train
@@ -187,6 +188,9 @@ def test_workers_end_with_a_parent_that_is_killed(engine, start_hanging, check_r
 
 
 @needs_proc
+@pytest.mark.skipif(
+    tuple(map(int, joblib.__version__.split(".")[:2])) < (1, 6), reason="Python loses a Ctrl-C at the instant of a fork"
+)
 def test_ctrl_c_while_workers_are_starting(start_child, tmp_path):
     """They import torch then, and must neither say anything nor stay."""
     for number, seconds in enumerate([0, 0.2, 0.8]):
