@@ -46,7 +46,7 @@ def is_plain_thread() -> bool:
     """Whether another thread would do the calling thread's work alike: no autocast, and the CPU as default device."""
     return on_cpu() and not torch.is_autocast_enabled("cpu")
 
-
+# %% ../../nbs/model_util/10_threads.ipynb #37c33abc
 def on_cpu() -> bool:
     """Whether new tensors are on the CPU; torch 2.6 cannot say its default device once that was set to None."""
     return torch.empty(0).device.type == "cpu"
