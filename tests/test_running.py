@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import joblib
 import pytest
 import torch
 from helpers import count_models, files, make_loader, train
@@ -155,8 +156,12 @@ def check_resumes(run_child, tmp_path):
 
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+forks_rarely = pytest.mark.skipif(  # Python ignores what a signal raises at the instant of a fork
+    tuple(map(int, joblib.__version__.split(".")[:2])) < (1, 6), reason="before joblib 1.6, a Ctrl-C may be lost"
+)
 
 
+@forks_rarely
 @needs_proc
 @pytest.mark.parametrize(
     "engine,whom", [*((engine, "all, as a terminal does") for engine in ENGINES), ("loky", "the parent")]
@@ -187,6 +192,7 @@ def test_workers_end_with_a_parent_that_is_killed(engine, start_hanging, check_r
 
 
 @needs_proc
+@forks_rarely
 def test_ctrl_c_while_workers_are_starting(start_child, tmp_path):
     """They import torch then, and must neither say anything nor stay."""
     for number, seconds in enumerate([0, 0.2, 0.8]):
@@ -226,6 +232,7 @@ register_setting(replace(find_setting("lr", "digits"), model="slow", train_func=
 """
 
 
+@forks_rarely
 @needs_proc
 @pytest.mark.parametrize("n_jobs", [[], ["--n-jobs", "2"]], ids=["one process", "two workers"])
 def test_ctrl_c_in_the_command_is_one_line(n_jobs, tmp_path):

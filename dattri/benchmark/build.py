@@ -25,6 +25,7 @@ from ..model_util.checkpoint import atomic_write, sweep, to_bytes
 from ..model_util.parallel import one_bar
 from ..model_util.validation import check_n_jobs
 from ..model_util.retrain_dir import RetrainDir
+from ..model_util.threads import on_cpu
 
 # %% auto #0
 __all__ = ['BuildError', 'build_benchmark', 'retrain_setting']
@@ -33,9 +34,7 @@ __all__ = ['BuildError', 'build_benchmark', 'retrain_setting']
 @contextmanager
 def on_plain_torch() -> Iterator[None]:
     """Make data, models and results plain tensors on the CPU, whatever mode or default device the caller has set."""
-    with (
-        torch.inference_mode(False), nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu"),
-    ):
+    with torch.inference_mode(False), nullcontext() if on_cpu() else torch.device("cpu"):
         yield
 
 # %% ../../nbs/benchmark/13_build.ipynb #64c18aba

@@ -44,7 +44,12 @@ def single_thread(free: int | None = None) -> Iterator[None]:
 # %% ../../nbs/model_util/10_threads.ipynb #fea393c3
 def is_plain_thread() -> bool:
     """Whether another thread would do the calling thread's work alike: no autocast, and the CPU as default device."""
-    return torch.get_default_device().type == "cpu" and not torch.is_autocast_enabled("cpu")
+    return on_cpu() and not torch.is_autocast_enabled("cpu")
+
+# %% ../../nbs/model_util/10_threads.ipynb #37c33abc
+def on_cpu() -> bool:
+    """Whether new tensors are on the CPU; torch 2.6 cannot say its default device once that was set to None."""
+    return torch.empty(0).device.type == "cpu"
 
 # %% ../../nbs/model_util/10_threads.ipynb #3974a888
 def row_blocks(num_rows: int, num_columns: int, block_bytes: int = 2**24, least: int = 64) -> list[slice]:
