@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
-from torch.utils.data import TensorDataset
 
 from .benchmark.baselines import gradient_dot, influence_function
+from .benchmark.beside import random_scores
 from .benchmark.leaderboard import Leaderboard, evaluate
 from .benchmark.load import load_setting
 from .benchmark.settings import find_setting
@@ -104,12 +103,6 @@ def _keeping(method: Callable, kept: dict[str, torch.Tensor]) -> Callable:
     return function
 
 # %% ../nbs/demo.ipynb #58dea66a
-def random_scores(model: nn.Module, train: TensorDataset, test: TensorDataset | None = None) -> torch.Tensor:  # noqa: ARG001
-    """Standard normal scores, the same at each call."""
-    shape = (len(train),) if test is None else (len(train), len(test))
-    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
-
-
 METHODS: dict[str, Callable] = {
     "influence function": influence_function, "gradient dot product": gradient_dot, "random": random_scores,
 }

@@ -209,8 +209,13 @@ def _datamodel(given: Given, checkpoints: list[str]) -> Any:  # noqa: ARG001
 
 
 def _random(given: Given, checkpoints: list[str]) -> torch.Tensor:  # noqa: ARG001
-    """Standard normal scores."""
-    shape = (len(given.train),) if given.test is None else (len(given.train), len(given.test))
+    """Random scores."""
+    return random_scores(given.model, given.train, given.test)
+
+
+def random_scores(model: nn.Module, train: Any, test: Any = None) -> torch.Tensor:  # noqa: ARG001
+    """Standard normal scores, the same at each call; arguments as for the other methods."""
+    shape = (len(train),) if test is None else (len(train), len(test))
     return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
 

@@ -355,8 +355,8 @@ def _scored(entry: Any, attributes: dict[str, Any], metric: str) -> _Scored:
         if not callable(entry):
             whole = metric == "mislabel" and len(getattr(entry, "shape", (0, 0))) > 1
             return _Scored(error="no self-attribution was given") if whole else _Scored(entry)
-        begin = time.perf_counter()
-        made = entry(_own(attributes), metric)
+        own, begin = _own(attributes), time.perf_counter()
+        made = entry(own, metric)
         return _Scored(made, time.perf_counter() - begin, num_checkpoints=models)
     except Exception as error:  # any error of a method is shown in its row
         return _Scored(error=_told(error), num_checkpoints=models)

@@ -18,8 +18,7 @@ from .groups import GROUPS
 from .manifest import Manifest
 from .metrics import METRICS, Metric, check_truth, mislabelled
 from .settings import Setting
-from ..model_util.checkpoint import verify_checksums
-from ..model_util.checkpoint import load_checkpoint
+from ..model_util.checkpoint import load_checkpoint, verify_checksums
 from ..model_util.loader import LoaderRecipe
 from ..model_util.fingerprint import samples_digest
 from ..model_util.validation import checked_home

@@ -408,15 +408,14 @@ class RetrainDir:
     def check_plan(self) -> None:
         """`ValueError` if another call has replaced the plan since this call began, unless by one with more models."""
         digest = _digest_of(self.path / "metadata.yml")
-        if digest != self.stamp and not self._has_grown():
+        if digest != self.stamp and not self._has_grown(digest):
             raise ValueError(
                 f"{self.path} was taken over by another call with overwrite=True, so this call stops: the models of "
                 "both would be mixed. Use another path."
             )
 
-    def _has_grown(self) -> bool:
-        """Whether the plan on disk has all models of this one, and more; if so, it is the one to expect."""
-        digest = _digest_of(self.path / "metadata.yml")
+    def _has_grown(self, digest: str) -> bool:
+        """Whether the plan on disk has all models of this one, and more; if so, its digest is the one to expect."""
         try:
             found = read_metadata(self.path)
             grown = _continues(self.path, self.metadata, found, _plan_in(self.path, found).unrecorded())
