@@ -3,12 +3,14 @@
 import importlib.util
 import os
 import re
+import tempfile
 
 import nbformat
 import pytest
 from helpers import ROOT
 from nbclient import NotebookClient
 from nbdev.config import get_config
+from traitlets.config import Config
 
 NOTEBOOKS = sorted(path for path in (ROOT / "nbs").rglob("*.ipynb") if not path.name.startswith("_"))
 TUTORIALS = [path for path in NOTEBOOKS if path.parent.name == "tutorials"]
@@ -38,13 +40,20 @@ def forced_flags():
     return os.environ.get("NBDEV_FLAGS", "")
 
 
+def sockets_in(folder):
+    """Kernels that start at once may choose the same free port before either binds it; files of their own differ."""
+    return Config() if os.name == "nt" else Config(KernelManager={"transport": "ipc", "ip": f"{folder}/kernel"})
+
+
 def run_in_kernel(path):
     """The notebook as a reader's Jupyter leaves it, after all cells without a flag; the first error is raised."""
     notebook = nbformat.read(path, as_version=4)
     skipped = set(get_config(ROOT / "settings.ini").tst_flags.split()) - set(forced_flags().split())
     flags = [set(re.findall(r"^#\|\s*(\w+)", cell.source, re.MULTILINE)) for cell in notebook.cells]
     notebook.cells = [cell for cell, named in zip(notebook.cells, flags, strict=True) if not named & skipped]
-    return NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(path.parent)}}).execute()
+    where = {"metadata": {"path": str(path.parent)}}
+    with tempfile.TemporaryDirectory() as folder:
+        return NotebookClient(notebook, timeout=600, resources=where, config=sockets_in(folder)).execute()
 
 
 @pytest.mark.parametrize("notebook", [with_name(path) for path in NOTEBOOKS if path not in TUTORIALS])
