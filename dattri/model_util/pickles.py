@@ -8,6 +8,7 @@ from __future__ import annotations
 import pickletools
 import re
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Any
 
 # %% auto #0
@@ -28,12 +29,16 @@ def is_harmless(name: str) -> bool:
 
 # %% ../../nbs/model_util/13_pickles.ipynb #4c7864ea
 class _Note:
-    """Everything known about a value: its kind, its parts and, for a name or a number, the value itself."""
+    """Everything known about a value: its kind, its parts and, for a name or text, the value itself."""
 
     __slots__ = ("kind", "parts", "value")
 
-    def __init__(self, kind: str, parts: Iterable[_Note] = (), value: Any = None) -> None:
-        self.kind, self.parts, self.value = kind, list(parts), value
+    def __init__(self, kind: str, parts: list[_Note], value: Any = None) -> None:
+        self.kind, self.parts, self.value = kind, parts, value
+
+
+_NO_PARTS: list[_Note] = []
+_NUMBER = _Note("number", _NO_PARTS)  # one for all, because a pickle may hold a million
 
 
 class _Refused(ValueError):
@@ -41,17 +46,21 @@ class _Refused(ValueError):
 
 
 class _Machine:
-    """Stack and memo of a pickle during the check."""
+    """Stack and memo of a pickle during the check, and the names that it uses, in order."""
 
-    def __init__(self, allowed: Callable[[str], bool]) -> None:
-        self.allowed = allowed
+    def __init__(self) -> None:
+        self.names: dict[str, None] = {}
         self.stack: list[_Note] = []
         self.marks: list[int] = []
         self.memo: dict[int, _Note] = {}
 
-    def push(self, kind: str, parts: Iterable[_Note] = (), value: Any = None) -> None:
-        """A new value."""
-        self.stack.append(_Note(kind, parts, value))
+    def push(self, kind: str, parts: Iterable[_Note] = ()) -> None:
+        """A new value that has parts."""
+        self.stack.append(_Note(kind, list(parts)))
+
+    def push_whole(self, kind: str, value: Any) -> None:
+        """A new value without parts."""
+        self.stack.append(_Note(kind, _NO_PARTS, value))
 
     def pop(self, count: int) -> list[_Note]:
         """The top values, none of which may lie below the last mark."""
@@ -93,10 +102,9 @@ class _Machine:
         self.stack.append(value)
 
     def name(self, name: str) -> None:
-        """A name, which must be allowed."""
-        if not self.allowed(name):
-            raise _Refused(f"it names {name.replace(' ', '.', 1)}")
-        self.push("name", value=name)
+        """A name."""
+        self.names[name] = None
+        self.push_whole("name", name)
 
     def call(self, function: _Note, arguments: _Note) -> None:
         """Push the result of calling a name."""
@@ -121,9 +129,9 @@ _STEPS: dict[str, Callable[[_Machine, Any], None]] = {
     **dict.fromkeys(("PROTO", "FRAME", "STOP"), _nothing),
     **dict.fromkeys(
         ("NONE", "NEWTRUE", "NEWFALSE", "INT", "LONG", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
-        lambda machine, value: machine.push("number", value=value),
+        lambda machine, _: machine.stack.append(_NUMBER),
     ),
-    **dict.fromkeys(("BINUNICODE", "SHORT_BINUNICODE"), lambda machine, value: machine.push("text", value=value)),
+    **dict.fromkeys(("BINUNICODE", "SHORT_BINUNICODE"), lambda machine, value: machine.push_whole("text", value)),
     "EMPTY_TUPLE": lambda machine, _: machine.push("tuple"),
     "EMPTY_LIST": lambda machine, _: machine.push("list"),
     "EMPTY_DICT": lambda machine, _: machine.push("dict"),
@@ -171,6 +179,30 @@ def _check_size(root: _Note, most: int) -> None:
             raise _Refused("a value in it contains itself")
 
 # %% ../../nbs/model_util/13_pickles.ipynb #29e77010
+def _dry_run(data: bytes) -> tuple[list[str], str | None]:
+    """Names that a pickle uses, in order, and what is wrong with it apart from them."""
+    machine, problem = _Machine(), None
+    try:
+        for opcode, argument, _ in pickletools.genops(data):
+            if opcode.name not in _STEPS:
+                raise _Refused(f"it has the opcode {opcode.name}, which tensors and plain values do not need")
+            if "PUT" in opcode.name and int(argument or 0) > len(data):  # an unpickler allocates that many
+                raise _Refused(f"it asks for {argument} memo slots")
+            _STEPS[opcode.name](machine, argument)
+        if len(machine.stack) != 1 or machine.marks:
+            raise _Refused("it does not end with one value")
+        _check_size(machine.stack[0], 1000 + len(data))
+    except _Refused as refusal:
+        problem = str(refusal)
+    except Exception as error:  # invalid pickles fail in many ways
+        problem = f"it is not a pickle ({type(error).__name__}: {error})"
+    return list(machine.names), problem
+
+
+_LARGE = 2**20
+_remembered_dry_run = lru_cache(maxsize=16)(_dry_run)  # all models of a directory have the same pickle
+
+
 def check_pickle(data: bytes, allowed: Callable[[str], bool] = is_harmless) -> None:
     """Check a pickle without running it.
 
@@ -187,18 +219,9 @@ def check_pickle(data: bytes, allowed: Callable[[str], bool] = is_harmless) -> N
         If it uses any other name, has opcodes that tensors and plain values do not need, uses keys that are neither
         text nor numbers, would have more parts than bytes, or is damaged. Says which.
     """
-    machine = _Machine(allowed)
-    try:
-        for opcode, argument, _ in pickletools.genops(data):
-            if opcode.name not in _STEPS:
-                raise _Refused(f"it has the opcode {opcode.name}, which tensors and plain values do not need")
-            if "PUT" in opcode.name and int(argument or 0) > len(data):  # an unpickler allocates that many
-                raise _Refused(f"it asks for {argument} memo slots")
-            _STEPS[opcode.name](machine, argument)
-        if len(machine.stack) != 1 or machine.marks:
-            raise _Refused("it does not end with one value")
-        _check_size(machine.stack[0], 1000 + len(data))
-    except _Refused:
-        raise
-    except Exception as error:  # invalid pickles fail in many ways
-        raise ValueError(f"it is not a pickle ({type(error).__name__}: {error})") from error
+    names, problem = (_dry_run if len(data) > _LARGE else _remembered_dry_run)(data)
+    for name in names:
+        if not allowed(name):
+            raise ValueError(f"it names {name.replace(' ', '.', 1)}")
+    if problem is not None:
+        raise ValueError(problem)
