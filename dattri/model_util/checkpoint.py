@@ -220,18 +220,30 @@ def verify_checksums(path: Path) -> bytes:
     ValueError
         If it is truncated or damaged, or not an archive as torch writes it.
     """
-    data = path.read_bytes()
+    return _verified(path)[0]
+
+
+def _verified(path: Path) -> tuple[bytes, bytes]:
+    """Content of a checkpoint and the pickle in it; errors as above."""
+    data, pickled = path.read_bytes(), b""
     as_written = _is_as_written(data)
     if as_written is False:
         raise ValueError(_damage(path, "its bytes differ from those written"))
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             broken = _not_by_torch(archive, data) or (None if as_written else archive.testzip())
+            if broken is None:
+                pickled = archive.read(_pickle_name(archive))
     except Exception as error:  # a damaged archive makes zipfile raise a dozen kinds of errors
         broken = f"{type(error).__name__}: {error}"
     if broken is not None:
         raise ValueError(_damage(path, broken))
-    return data
+    return data, pickled
+
+
+def _pickle_name(archive: zipfile.ZipFile) -> str:
+    """Name of the record that describes the value, in the folder that all records share."""
+    return f"{archive.filelist[0].filename.partition('/')[0]}/data.pkl"
 
 
 def _damage(path: Path, reason: str) -> str:
@@ -262,7 +274,7 @@ def _not_by_torch(archive: zipfile.ZipFile, data: bytes) -> str | None:
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
         return "it is compressed"
     roots = {member.filename.partition("/")[0] for member in members}
-    if len(roots) != 1 or f"{min(roots)}/data.pkl" not in archive.namelist():
+    if len(roots) != 1 or _pickle_name(archive) not in archive.NameToInfo:
         return "it does not hold the single pickle of torch.save"
     return None
 
@@ -334,7 +346,7 @@ def load_checkpoint(path: Path, *, modules: bool = False) -> Any:
     ValueError
         If it is damaged, names anything not allowed, or would need far more memory than the file has bytes.
     """
-    data = verify_checksums(path)
+    data, pickled = _verified(path)
     named, classes = _names_of_the_user(), {}
 
     def allowed(name: str) -> bool:
@@ -344,8 +356,6 @@ def load_checkpoint(path: Path, *, modules: bool = False) -> Any:
         classes[dotted] = _known_module_class(dotted) if modules else None
         return classes[dotted] is not None
 
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        pickled = archive.read(f"{archive.namelist()[0].partition('/')[0]}/data.pkl")
     try:
         check_pickle(pickled, allowed)
     except ValueError as error:
