@@ -42,6 +42,8 @@ _PUBLIC = {
             "Mean LDS and a confidence interval for it over infinitely many subsets and test samples.",
         "compare_lds":
             "How much better is the mean LDS of `a` than that of `b`, over infinitely many subsets and test samples?",
+        "compare_targets":
+            "How much larger are the mean targets of `a` than of `b`, over infinitely many runs and test samples?",
         "loo_interval":
             "Mean leave-one-out correlation, and a confidence interval over infinitely many removed and test samples.",
         "compare_loo": "How much better is the mean leave-one-out correlation of `a` than that of `b`?",
@@ -142,7 +144,8 @@ if TYPE_CHECKING:  # what an editor knows of the names
     from dattri.metric.ground_truth import GroundTruth, Targets
     from dattri.model_util.target import EnsembleTarget
     from dattri.metric.correlation import lds, loo_corr, Predictions
-    from dattri.metric.uncertainty import lds_interval, compare_lds, loo_interval, compare_loo
+    from dattri.metric.uncertainty import lds_interval, compare_lds, compare_targets
+    from dattri.metric.uncertainty import loo_interval, compare_loo
     from dattri.metric.uncertainty import mislabel_interval, compare_mislabel
     from dattri.metric.ceiling import lds_ceiling, ceiling_share, plan_lds
     from dattri.metric.removal import removal_test, brittleness

@@ -403,3 +403,34 @@ def test_an_argument_that_was_not_given_before_is_named(tmp_path):
     bank(tmp_path)
     with pytest.raises(ValueError, match=r"train_kwargs\.width: nothing there, .4. in this call"):
         bank(tmp_path, width=4)
+
+
+CHOICES = [
+    (slice(1, 3), [1, 2]),
+    ([3, 0], [3, 0]),
+    (torch.tensor([True, False, False, True]), [0, 3]),
+    (None, [0, 1, 2, 3]),
+]
+NO_CHOICES = [[], [4], [-1], [1, 1], [0.5], [[0, 1]], torch.ones(3, dtype=torch.bool), slice(4, 9), torch.tensor(1)]
+
+
+@pytest.mark.parametrize(("which", "rows"), CHOICES)
+@pytest.mark.parametrize("indices", ["positions", "mask", "unequal"])
+def test_selecting_subsets_and_tests(which, rows, indices):
+    mask = torch.rand(4, 9, generator=torch.Generator().manual_seed(0)) < 0.5
+    unequal = [row.nonzero()[:, 0] for row in mask]
+    kinds = {"positions": mask.double().topk(3, 1).indices, "mask": mask, "unequal": unequal}
+    targets = Targets(torch.arange(40.0).view(4, 2, 5), kinds[indices])
+    for pair in (targets, targets.ground_truth()):
+        found = pair.select(which, tests=slice(1, None))
+        assert type(found) is type(pair) and torch.equal(found.values, pair.values[rows][..., 1:])
+        assert all(torch.equal(one, pair.indices[row]) for one, row in zip(found.indices, rows, strict=True))
+        assert torch.equal(pair.select(tests=[4, 0]).values, pair.values[..., [4, 0]])
+
+
+@pytest.mark.parametrize("which", NO_CHOICES)
+@pytest.mark.parametrize("side", ["subsets", "tests"])
+def test_selecting_nothing_that_exists(which, side):
+    truth = GroundTruth(torch.zeros(4, 4), torch.arange(8).view(4, 2))
+    with pytest.raises(ValueError, match=f"^{side}: expected"):
+        truth.select(**{side: which})

@@ -15,6 +15,7 @@ from dattri.metric.uncertainty import (
     compare_lds,
     compare_loo,
     compare_mislabel,
+    compare_targets,
     loo_interval,
     mislabel_interval,
 )
@@ -487,3 +488,30 @@ def test_comparison_of_aucs_at_the_edges():
     for wrong, message in (((score[:3], score), "a and ground_truth|^a"), ((score, score * math.nan), "^b: NaN")):
         with pytest.raises(ValueError, match=message):
             compare_mislabel(*wrong, [1, 0, 0, 1])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_interval_of_a_difference_of_targets_covers(share):
+    """Runs and test samples are random and crossed; the share of the variance that test samples have is varied."""
+    generator, held, repeats = np.random.default_rng(0), 0, 400
+    for _ in range(repeats):
+        runs, tests, both = (generator.standard_normal(shape) for shape in ((6, 1), (1, 40), (6, 40)))
+        level = generator.standard_normal((6, 40))  # common to both, so that it cancels
+        difference = 0.3 + (1 - share) ** 0.5 * 0.3 * runs + share**0.5 * tests + both
+        found = compare_targets(level + difference, level)
+        held += found.low <= 0.3 <= found.high
+    assert 0.93 * repeats <= held <= 0.99 * repeats
+
+
+def test_comparing_targets_of_any_kind():
+    generator = torch.Generator().manual_seed(0)
+    losses = torch.rand(5, 30, generator=generator)
+    right = losses < 0.5
+    there, back = compare_targets(losses, losses.flip(0)), compare_targets(losses.flip(0), losses)
+    assert (there.low, there.high, there.pvalue) == (-back.high, -back.low, back.pvalue)
+    assert compare_targets(right, ~right).difference == pytest.approx(2 * float(right.double().mean()) - 1)
+    whole = compare_targets((100 * losses).round().int(), torch.zeros(5, 30))
+    assert whole.low > 2  # not bounded as correlations are
+    assert compare_targets(losses[:, :1], losses[:, 1:2]).pvalue > 0  # one test sample: runs alone
+    one = compare_targets(losses + 1, losses)
+    assert one.difference == pytest.approx(1) and one.high - one.low < 1e-6

@@ -24,6 +24,7 @@ from dattri.metric.uncertainty import (
     compare_lds,
     compare_loo,
     compare_mislabel,
+    compare_targets,
     lds_interval,
     loo_interval,
     mislabel_interval,
@@ -33,6 +34,6 @@ __all__ = [
     "Ceiling", "Comparison", "ConfidenceInterval", "Correlation", "GroundTruth", "MislabelDetection", "Predictions",
     "RocCurve", "Targets", "brittleness", "calculate_lds_ground_truth", "calculate_loo_ground_truth",
     "calculate_targets", "ceiling_share", "class_share", "compare_lds", "compare_loo", "compare_mislabel",
-    "detection_curve", "lds", "lds_ceiling", "lds_interval", "loo_corr", "loo_interval", "mislabel_detection_auc",
-    "mislabel_interval", "plan_lds", "removal_test", "retrieval_metrics", "top_overlap",
+    "compare_targets", "detection_curve", "lds", "lds_ceiling", "lds_interval", "loo_corr", "loo_interval",
+    "mislabel_detection_auc", "mislabel_interval", "plan_lds", "removal_test", "retrieval_metrics", "top_overlap",
 ]

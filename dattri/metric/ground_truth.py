@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import reprlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -111,6 +112,25 @@ class GroundTruth(NamedTuple):
             If `fraction` is not in (0, 1), or the number of rows is below two.
         """
         return tuple(GroundTruth(*part) for part in _split(self, fraction, seed))  # type: ignore[return-value]
+
+    def select(self, subsets: Any = None, tests: Any = None) -> GroundTruth:
+        """Some of the subsets and test samples: the first hundred, a class, or those of one user.
+
+        Parameters
+        ----------
+        subsets, tests : slice, list or 1-D tensor of positions, or boolean mask, optional
+            Which subsets (for `loo_corr`: models) and which test samples to keep, in this order. Default: all.
+
+        Returns
+        -------
+        GroundTruth
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a position is not in range or occurs twice, a mask has another length, or nothing is selected.
+        """
+        return GroundTruth(*_selected(self, subsets, tests))
 
 
 torch.serialization.add_safe_globals([GroundTruth])  # a pair of tensors, as torch.load may return
@@ -222,6 +242,25 @@ class Targets(NamedTuple):
         """
         return tuple(Targets(*part) for part in _split(self, fraction, seed))  # type: ignore[return-value]
 
+    def select(self, subsets: Any = None, tests: Any = None) -> Targets:
+        """Some of the subsets and test samples: the first hundred, a class, or those of one user.
+
+        Parameters
+        ----------
+        subsets, tests : slice, list or 1-D tensor of positions, or boolean mask, optional
+            Which subsets and which test samples to keep, in this order. Default: all.
+
+        Returns
+        -------
+        Targets
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a position is not in range or occurs twice, a mask has another length, or nothing is selected.
+        """
+        return Targets(*_selected(self, subsets, tests))
+
 
 torch.serialization.add_safe_globals([Targets])
 
@@ -235,9 +274,37 @@ def _split(pair: GroundTruth | Targets, fraction: float, seed: int) -> Iterator[
         raise ValueError(f"split: expected two or more models or subsets, got {count}")
     first = min(max(round(fraction * count), 1), count - 1)
     order = np.random.default_rng(check_int("seed", seed, 0)).permutation(count)
-    for rows in (np.sort(order[:first]).tolist(), np.sort(order[first:]).tolist()):
-        indices = [pair.indices[row] for row in rows] if isinstance(pair.indices, list) else pair.indices[rows]
-        yield pair.values[rows], indices
+    for rows in (np.sort(order[:first]), np.sort(order[first:])):
+        yield _selected(pair, rows, None)
+
+
+def _selected(pair: GroundTruth | Targets, subsets: Any, tests: Any) -> tuple[torch.Tensor, Any]:
+    """Values and indices of some rows and columns."""
+    rows = _chosen("subsets", subsets, len(pair.values))
+    columns = _chosen("tests", tests, pair.values.shape[-1])
+    indices = [pair.indices[row] for row in rows] if isinstance(pair.indices, list) else pair.indices[rows]
+    return pair.values[rows][..., columns], indices
+
+
+def _chosen(name: str, which: Any, count: int) -> list[int]:
+    """Positions below a count, checked."""
+    if which is None or isinstance(which, slice):
+        positions = list(range(count))[which or slice(None)]
+    else:
+        given = as_real_tensor(name, which)
+        if given.dtype == torch.bool and given.shape == (count,):
+            given = given.nonzero()[:, 0]
+        if given.ndim != 1 or (given.dtype not in _INTEGERS and len(given)):
+            raise ValueError(
+                f"{name}: expected a slice, a 1-D list of positions or a boolean mask of length {count}, got "
+                f"{given.dtype} of shape {tuple(given.shape)}"
+            )
+        positions = given.tolist()
+    if not positions or not 0 <= min(positions) <= max(positions) < count or len({*positions}) < len(positions):
+        raise ValueError(
+            f"{name}: expected one or more different positions from 0 to {count - 1}, got {reprlib.repr(positions)}"
+        )
+    return positions
 
 
 def _positions_of(indices: Any) -> list[list[int]]:

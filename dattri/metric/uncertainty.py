@@ -34,8 +34,8 @@ from .scores import Block, Scores
 from ..model_util.threads import row_blocks, single_thread
 
 # %% auto #0
-__all__ = ['ConfidenceInterval', 'lds_interval', 'Comparison', 'compare_lds', 'mislabel_interval', 'compare_mislabel',
-           'loo_interval', 'compare_loo']
+__all__ = ['ConfidenceInterval', 'lds_interval', 'Comparison', 'compare_lds', 'compare_targets', 'mislabel_interval',
+           'compare_mislabel', 'loo_interval', 'compare_loo']
 
 # %% ../../nbs/metric/03_uncertainty.ipynb #2e7ceab9
 class ConfidenceInterval(NamedTuple):
@@ -204,14 +204,86 @@ def _compared(a: LeftOut, b: LeftOut, confidence: float, least: int = 3) -> Comp
     return Comparison(difference, *_difference_interval(estimate, confidence))
 
 
-def _difference_interval(estimate: Estimate, confidence: float) -> tuple[float, float, float]:
-    """Ends and two-sided p-value of a difference of correlations."""
-    centre, error = min(max(estimate.mean, -2.0), 2.0), math.sqrt(estimate.variance)
+def _difference_interval(estimate: Estimate, confidence: float, most: float = 2.0) -> tuple[float, float, float]:
+    """Ends and two-sided p-value of a difference, by default of correlations, which is at most 2."""
+    centre, error = min(max(estimate.mean, -most), most), math.sqrt(estimate.variance)
     if error == 0:
         return centre, centre, float(centre == 0)
     pvalue = 2 * float(scipy.special.stdtr(estimate.degrees, -abs(centre) / error))
     width = quantile(estimate, confidence) * error
-    return max(centre - width, -2.0), min(centre + width, 2.0), pvalue
+    return max(centre - width, -most), min(centre + width, most), pvalue
+
+# %% ../../nbs/metric/03_uncertainty.ipynb #d9b4702a
+def compare_targets(a: Any, b: Any, *, confidence: float = 0.95) -> Comparison:
+    """How much larger are the mean targets of `a` than of `b`, over infinitely many runs and test samples?
+
+    The comparison is paired: row r of `a` and of `b` are runs with the same seed, or any two runs, and columns are the
+    same test samples. Interval and p-value account for the draw of runs and of test samples (crossed variance,
+    Student's t with Satterthwaite's degrees of freedom, as in `compare_lds`).
+
+    Parameters
+    ----------
+    a, b : tensor, shape (num_runs, num_test)
+        Targets of the two groups, for example ``targets.values[0]`` and ``targets.values[1]`` of `calculate_targets`;
+        any real numbers, such as losses or whether predictions are right. At least 2 runs.
+    confidence : float
+        In (0, 1).
+
+    Returns
+    -------
+    Comparison
+        ``difference`` is the mean of `a` minus that of `b`, in the unit of the targets; ``low`` and ``high`` are the
+        ends of its interval; ``pvalue`` in [0, 1] is two-sided, for the hypothesis of no difference. Identical targets
+        give (0, 0, 0, 1).
+
+    Raises
+    ------
+    TypeError
+        If `a` or `b` are not real numbers.
+    ValueError
+        If their shapes differ or are not (num_runs, num_test), there is only one run, a value is NaN or infinite, or
+        `confidence` is not in (0, 1).
+
+    See Also
+    --------
+    calculate_targets : The targets of retrained models.
+    removal_test : Compare models without a method's top samples with random removals.
+
+    Examples
+    --------
+    >>> import torch
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> seeds, tests = torch.randn(6, 1, generator=generator), torch.randn(1, 200, generator=generator)
+    >>> before = 2 + seeds + tests  # losses; both groups share seeds and test samples
+    >>> after = before - 0.1 + 0.2 * torch.randn(6, 200, generator=generator)
+    >>> result = compare_targets(after, before)
+    >>> print(f"{result.difference:.2f} [{result.low:.2f}, {result.high:.2f}]")
+    -0.10 [-0.12, -0.08]
+    """
+    check_confidence(confidence)
+    first, second = (_runs_and_tests(*named) for named in (("a", a), ("b", b)))
+    if first.shape != second.shape:
+        raise ValueError(
+            f"b: expected as many runs and test samples as a, {tuple(first.shape)}, got {tuple(second.shape)}; the "
+            "comparison is paired"
+        )
+    estimate = crossed([(first - second.to(first.device)).T])
+    return Comparison(estimate.mean, *_difference_interval(estimate, confidence, most=math.inf))
+
+
+def _runs_and_tests(name: str, values: Any) -> torch.Tensor:
+    """Finite targets in float64, (num_runs, num_test)."""
+    targets = as_real_tensor(name, values).double()
+    if targets.ndim != 2 or len(targets) < 2 or targets.shape[1] < 1:
+        raise ValueError(
+            f"{name}: expected targets of two or more runs, shape (num_runs, num_test), got shape "
+            f"{tuple(targets.shape)}. One subset of calculate_targets(...) is targets.values[subset]; the interval "
+            "needs the noise between runs (num_runs_per_subset=2 or more)"
+        )
+    if not bool(targets.isfinite().all()):
+        run, test = (~targets.isfinite()).nonzero()[0].tolist()
+        raise ValueError(f"{name}: NaN or infinity at run {run}, test sample {test}; train this model again or drop it")
+    return targets
 
 # %% ../../nbs/metric/03_uncertainty.ipynb #9d4b9abf
 def mislabel_interval(score: Any, ground_truth: Any, *, confidence: float = 0.95) -> ConfidenceInterval:
