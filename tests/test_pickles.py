@@ -7,6 +7,7 @@ import pickle
 import struct
 import sys
 import zipfile
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -103,13 +104,75 @@ VALUES = {
     "parameter": nn.Parameter(torch.ones(2)),
     "shared": [nested(tuple, 3), [torch.ones(1)] * 5],
     "size and dtype": (torch.Size([1, 2]), torch.float32),
+    "with gradient": torch.ones(2, requires_grad=True),
+    "sparse": torch.eye(3).to_sparse(),
+    "a set": {1, 2},
 }
+WHOLE = torch.arange(24.0).view(4, 6)
+PLAIN = {
+    "dense dtypes": {
+        str(dtype): torch.arange(5).to(dtype)
+        for dtype in (
+            torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16, torch.bfloat16,
+            torch.float32, torch.float64, torch.complex64, torch.complex128,
+        )
+    },
+    "views of one storage": [WHOLE, WHOLE.T, WHOLE[1:, ::2], WHOLE[2, 3], WHOLE[:0], WHOLE[0].expand(3, 6)],
+    "nothing in it": [torch.zeros(0), torch.zeros(3, 0, 2), torch.tensor(7), {}, [], ()],
+    "one tensor twice": {"a": WHOLE, "b": WHOLE},
+    "buffers and versions": nn.Sequential(nn.LSTM(2, 3), nn.BatchNorm1d(3), nn.Embedding(4, 2)).state_dict(),
+    "tied weights": nn.TransformerEncoderLayer(4, 2, 8).state_dict(keep_vars=False),
+    "other keys": {0: "zero", None: 1, 2.5: True, "": -(2**70)},
+    "ordered": OrderedDict(a=OrderedDict(b=torch.ones(1))),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", VALUES)
+@pytest.mark.parametrize("name", VALUES | PLAIN)
 def test_what_torch_saves_is_loaded(name, tmp_path):
-    torch.save(VALUES[name], tmp_path / "good.pt")
-    assert to_bytes(load_checkpoint(tmp_path / "good.pt")) == to_bytes(VALUES[name])
+    value = (VALUES | PLAIN)[name]
+    torch.save(value, tmp_path / "good.pt")
+    assert to_bytes(load_checkpoint(tmp_path / "good.pt")) == to_bytes(value)
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_plain_values_need_no_unpickler(name, tmp_path, monkeypatch):
+    """And they are what torch makes of the file, in memory of their own."""
+    file = tmp_path / "good.pt"
+    torch.save(PLAIN[name], file)
+    expected = torch.load(file)
+    monkeypatch.setattr(torch, "load", None)
+    found = load_checkpoint(file)
+    assert type(found) is type(expected) and getattr(found, "_metadata", 0) == getattr(expected, "_metadata", 0)
+    for one, other in zip(tensors_in(found), tensors_in(expected), strict=True):
+        assert (one.dtype, one.stride(), one.storage_offset()) == (other.dtype, other.stride(), other.storage_offset())
+        assert one.untyped_storage().nbytes() == other.untyped_storage().nbytes() and not one._is_view()
+        assert one.untyped_storage().data_ptr() % 64 == 0  # products depend on it
+
+
+def tensors_in(value):
+    """Tensors in lists and dictionaries."""
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return [value] if isinstance(value, torch.Tensor) else [tensor for part in parts for tensor in tensors_in(part)]
+
+
+MINUS, MUCH, HALF = b"J\xff\xff\xff\xff", b"J\xff\xff\xff\x7f", b"G?\xe0\0\0\0\0\0\0"
+PLACES = {"offset": b"QK\0", "size": b"K\x02\x85", "stride": b"K\x01\x85", "count": b"K\x02t", "key": b"X\x01\0\0\x000"}
+OUTSIDE = [
+    (place, PLACES[place].replace(PLACES[place].strip(b"Q")[:2], number))
+    for place in ("offset", "size", "stride", "count")
+    for number in (b"K\x63", MINUS, MUCH, HALF, b"N", b"X\x01\0\0\0a")
+]
+
+
+@pytest.mark.parametrize(("place", "other"), [*OUTSIDE, ("key", b"X\x01\0\0\x001")])
+def test_tensors_outside_of_their_storage_are_refused(place, other, tmp_path):
+    with zipfile.ZipFile(io.BytesIO(to_bytes(torch.ones(2)))) as good:
+        pickled = good.read("archive/data.pkl")
+    assert pickled.count(PLACES[place]) == 1
+    file = tmp_path / "bad.pt"
+    file.write_bytes(with_pickle(pickled.replace(PLACES[place], other)))
+    with pytest.raises(ValueError, match=r"bad\.pt"):
+        load_checkpoint(file)
 
 
 def interpreter():

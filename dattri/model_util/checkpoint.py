@@ -16,13 +16,15 @@ import uuid
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 from torch import nn
 
-from .pickles import check_pickle, is_harmless
+from .pickles import NotPlain, check_pickle, is_harmless, plain_value
 
 try:
     import fcntl
@@ -209,6 +211,51 @@ def _is_as_written(data: bytes) -> bool | None:
     written.update(b"\0\0")
     return written.hexdigest() == digest
 
+# %% ../../nbs/model_util/02_checkpoint.ipynb #a26c95b7
+_DTYPES = {
+    f"torch {name}Storage": dtype
+    for name, dtype in {
+        "Double": torch.float64, "Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16,
+        "Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8,
+        "Bool": torch.bool, "ComplexFloat": torch.complex64, "ComplexDouble": torch.complex128,
+    }.items()
+}  # fmt: skip
+
+
+@dataclass
+class _Content:
+    """Bytes of a checkpoint and its uncompressed records, which share a folder."""
+
+    data: bytes
+    members: dict[str, zipfile.ZipInfo]
+    made: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def record(self, name: str) -> memoryview:
+        """Bytes of a record; empty if it does not exist."""
+        member = self.members.get(f"{next(iter(self.members)).partition('/')[0]}/{name}")
+        if member is None:
+            return memoryview(b"")
+        place = max(member.header_offset, 0)
+        header = self.data[place : place + 30].ljust(30, b"\0")
+        start = place + 30 + sum(struct.unpack_from("<2H", header, 26))
+        return memoryview(self.data)[start : start + member.file_size]
+
+    def numbers(self, kind: str, key: str, count: int) -> torch.Tensor:
+        """Copy of a storage as a 1-D tensor on the CPU; `NotPlain` if it is not as torch writes it."""
+        if key not in self.made:
+            record = self.record(f"data/{key}")
+            if kind not in _DTYPES or self.record("byteorder") != sys.byteorder.encode():
+                raise NotPlain
+            dtype = _DTYPES[kind]
+            if len(record) != count * dtype.itemsize:
+                raise NotPlain
+            memory = torch.empty(count, dtype=dtype)
+            memory.view(torch.uint8).numpy()[:] = np.frombuffer(record, np.uint8)
+            self.made[key] = memory
+        if self.made[key].dtype != _DTYPES.get(kind) or len(self.made[key]) != count:
+            raise NotPlain
+        return self.made[key]
+
 # %% ../../nbs/model_util/02_checkpoint.ipynb #5b612a82
 def verify_checksums(path: Path) -> bytes:
     """Content of a checkpoint, verified byte for byte.
@@ -220,30 +267,24 @@ def verify_checksums(path: Path) -> bytes:
     ValueError
         If it is truncated or damaged, or not an archive as torch writes it.
     """
-    return _verified(path)[0]
+    return _verified(path).data
 
 
-def _verified(path: Path) -> tuple[bytes, bytes]:
-    """Content of a checkpoint and the pickle in it; errors as above."""
-    data, pickled = path.read_bytes(), b""
+def _verified(path: Path) -> _Content:
+    """Content of a checkpoint; errors as above."""
+    data, members = path.read_bytes(), {}
     as_written = _is_as_written(data)
     if as_written is False:
         raise ValueError(_damage(path, "its bytes differ from those written"))
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             broken = _not_by_torch(archive, data) or (None if as_written else archive.testzip())
-            if broken is None:
-                pickled = archive.read(_pickle_name(archive))
+            members = archive.NameToInfo
     except Exception as error:  # a damaged archive makes zipfile raise a dozen kinds of errors
         broken = f"{type(error).__name__}: {error}"
     if broken is not None:
         raise ValueError(_damage(path, broken))
-    return data, pickled
-
-
-def _pickle_name(archive: zipfile.ZipFile) -> str:
-    """Name of the record that describes the value, in the folder that all records share."""
-    return f"{archive.filelist[0].filename.partition('/')[0]}/data.pkl"
+    return _Content(data, members)
 
 
 def _damage(path: Path, reason: str) -> str:
@@ -274,7 +315,7 @@ def _not_by_torch(archive: zipfile.ZipFile, data: bytes) -> str | None:
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
         return "it is compressed"
     roots = {member.filename.partition("/")[0] for member in members}
-    if len(roots) != 1 or _pickle_name(archive) not in archive.NameToInfo:
+    if len(roots) != 1 or f"{min(roots)}/data.pkl" not in archive.NameToInfo:
         return "it does not hold the single pickle of torch.save"
     return None
 
@@ -346,7 +387,7 @@ def load_checkpoint(path: Path, *, modules: bool = False) -> Any:
     ValueError
         If it is damaged, names anything not allowed, or would need far more memory than the file has bytes.
     """
-    data, pickled = _verified(path)
+    content = _verified(path)
     named, classes = _names_of_the_user(), {}
 
     def allowed(name: str) -> bool:
@@ -357,18 +398,26 @@ def load_checkpoint(path: Path, *, modules: bool = False) -> Any:
         return classes[dotted] is not None
 
     try:
-        check_pickle(pickled, allowed)
+        note = check_pickle(bytes(content.record("data.pkl")), allowed)
     except ValueError as error:
         raise ValueError(
             _refusal(path, str(error), [name for name, kind in classes.items() if kind is None])
         ) from error
-    with torch.serialization.safe_globals([(kind, name) for name, kind in classes.items()]):  # type: ignore[misc]
+    try:
+        value = plain_value(note, content.numbers)
+    except NotPlain:
+        value = _by_torch(path, content.data, classes)
+    _check_expansion(path, value, len(content.data))
+    return value
+
+
+def _by_torch(path: Path, data: bytes, classes: dict[str, Any]) -> Any:
+    """What torch's restricted unpickler makes of a checked file that may name these classes."""
+    with torch.serialization.safe_globals([(kind, name) for name, kind in classes.items()]):
         try:
-            value = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         except Exception as error:
             raise ValueError(f"{path} was not loaded: {error}") from error
-    _check_expansion(path, value, len(data))
-    return value
 
 
 def _refusal(path: Path, reason: str, refused: list[str]) -> str:

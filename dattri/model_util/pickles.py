@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pickletools
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any
@@ -28,17 +29,20 @@ def is_harmless(name: str) -> bool:
     return _HARMLESS.fullmatch(name) is not None
 
 # %% ../../nbs/model_util/13_pickles.ipynb #4c7864ea
-class _Note:
-    """Everything known about a value: its kind, its parts and, for a name or text, the value itself."""
+class Note:
+    """Everything known about a value: its kind, its parts and its attributes, which come last.
 
-    __slots__ = ("kind", "parts", "value")
+    `value` is that of a name, a text or a number; for an object or a dictionary, the name that was called.
+    """
 
-    def __init__(self, kind: str, parts: list[_Note], value: Any = None) -> None:
+    __slots__ = ("attributes", "kind", "parts", "value")
+
+    def __init__(self, kind: str, parts: list[Note], value: Any = None) -> None:
         self.kind, self.parts, self.value = kind, parts, value
+        self.attributes: list[Note] = _NO_PARTS
 
 
-_NO_PARTS: list[_Note] = []
-_NUMBER = _Note("number", _NO_PARTS)  # one for all, because a pickle may hold a million
+_NO_PARTS: list[Note] = []
 
 
 class _Refused(ValueError):
@@ -50,19 +54,19 @@ class _Machine:
 
     def __init__(self) -> None:
         self.names: dict[str, None] = {}
-        self.stack: list[_Note] = []
+        self.stack: list[Note] = []
         self.marks: list[int] = []
-        self.memo: dict[int, _Note] = {}
+        self.memo: dict[int, Note] = {}
 
-    def push(self, kind: str, parts: Iterable[_Note] = ()) -> None:
+    def push(self, kind: str, parts: Iterable[Note] = (), value: Any = None) -> None:
         """A new value that has parts."""
-        self.stack.append(_Note(kind, list(parts)))
+        self.stack.append(Note(kind, list(parts), value))
 
     def push_whole(self, kind: str, value: Any) -> None:
         """A new value without parts."""
-        self.stack.append(_Note(kind, _NO_PARTS, value))
+        self.stack.append(Note(kind, _NO_PARTS, value))
 
-    def pop(self, count: int) -> list[_Note]:
+    def pop(self, count: int) -> list[Note]:
         """The top values, none of which may lie below the last mark."""
         place = len(self.stack) - count
         if place < (self.marks[-1] if self.marks else 0):
@@ -70,7 +74,7 @@ class _Machine:
         values, self.stack[place:] = self.stack[place:], []
         return values
 
-    def pop_mark(self) -> list[_Note]:
+    def pop_mark(self) -> list[Note]:
         """All values above the last mark."""
         if not self.marks:
             raise _Refused("it takes values from a mark that is not set")
@@ -90,10 +94,10 @@ class _Machine:
             raise _Refused("it recalls a value that was not stored")
         self.stack.append(self.memo[place])
 
-    def put(self, kinds: str, parts: list[_Note], hashed: Iterable[_Note] = ()) -> None:
+    def put(self, kind: str, parts: list[Note], hashed: Iterable[Note] = ()) -> None:
         """Put parts into the top value; those that it hashes must be text or numbers."""
         (value,) = self.pop(1)
-        if value.kind not in kinds.split():
+        if value.kind != kind:
             raise _Refused(f"it puts values into a {value.kind}")
         for key in hashed:
             if key.kind not in ("text", "number"):
@@ -101,24 +105,32 @@ class _Machine:
         value.parts += parts
         self.stack.append(value)
 
+    def build(self, state: Note) -> None:
+        """Give attributes to the top value."""
+        (value,) = self.pop(1)
+        if value.kind not in ("object", "dict"):
+            raise _Refused(f"it gives attributes to a {value.kind}")
+        value.attributes = [*value.attributes, state]
+        self.stack.append(value)
+
     def name(self, name: str) -> None:
         """A name."""
         self.names[name] = None
         self.push_whole("name", name)
 
-    def call(self, function: _Note, arguments: _Note) -> None:
+    def call(self, function: Note, arguments: Note) -> None:
         """Push the result of calling a name."""
         if function.kind != "name" or arguments.kind != "tuple":
             raise _Refused("it calls something that is not named")
         parts = arguments.parts
         if function.value == "collections OrderedDict":
-            self.push("dict")
+            self.push("dict", value=function.value)
             self.put("dict", parts, hashed=parts)  # torch creates it empty, without arguments
         elif function.value.endswith(" set"):
             self.push("set")
             self.put("set", parts, hashed=[member for part in parts for member in part.parts])
         else:
-            self.push("object", parts)
+            self.push("object", parts, function.value)
 
 
 def _nothing(*_: Any) -> None:
@@ -127,9 +139,12 @@ def _nothing(*_: Any) -> None:
 
 _STEPS: dict[str, Callable[[_Machine, Any], None]] = {
     **dict.fromkeys(("PROTO", "FRAME", "STOP"), _nothing),
+    "NONE": lambda machine, _: machine.push_whole("number", None),
+    "NEWTRUE": lambda machine, _: machine.push_whole("number", True),
+    "NEWFALSE": lambda machine, _: machine.push_whole("number", False),
     **dict.fromkeys(
-        ("NONE", "NEWTRUE", "NEWFALSE", "INT", "LONG", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
-        lambda machine, _: machine.stack.append(_NUMBER),
+        ("INT", "LONG", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
+        lambda machine, value: machine.push_whole("number", value),
     ),
     **dict.fromkeys(("BINUNICODE", "SHORT_BINUNICODE"), lambda machine, value: machine.push_whole("text", value)),
     "EMPTY_TUPLE": lambda machine, _: machine.push("tuple"),
@@ -152,20 +167,20 @@ _STEPS: dict[str, Callable[[_Machine, Any], None]] = {
     "GLOBAL": lambda machine, name: machine.name(name),
     "STACK_GLOBAL": lambda machine, _: machine.name(" ".join(str(part.value) for part in machine.pop(2))),
     **dict.fromkeys(("REDUCE", "NEWOBJ"), lambda machine, _: machine.call(*machine.pop(2))),
-    "BUILD": lambda machine, _: machine.put("object dict", machine.pop(1)),
-    "BINPERSID": lambda machine, _: machine.push("object", machine.pop(1)),
+    "BUILD": lambda machine, _: machine.build(*machine.pop(1)),
+    "BINPERSID": lambda machine, _: machine.push("storage", machine.pop(1)),
 }
 _DEEPEST = 100
 
 # %% ../../nbs/model_util/13_pickles.ipynb #7475d302
-def _check_size(root: _Note, most: int) -> None:
+def _check_size(root: Note, most: int) -> None:
     """`_Refused` if a value, with shared parts expanded, is too large, too deep, or contains itself."""
     sizes: dict[int, tuple[int, int] | None] = {}
     todo = [(root, False)]
     while todo:
         note, parts_are_done = todo.pop()
         if parts_are_done:
-            parts = [sizes[id(part)] or (0, 0) for part in note.parts]
+            parts = [sizes[id(part)] or (0, 0) for part in (*note.parts, *note.attributes)]
             size = 1 + sum(size for size, _ in parts)
             depth = 1 + max((depth for _, depth in parts), default=0)
             if size > most or depth > _DEEPEST:
@@ -174,13 +189,13 @@ def _check_size(root: _Note, most: int) -> None:
         elif id(note) not in sizes:
             sizes[id(note)] = None
             todo.append((note, True))
-            todo += [(part, False) for part in note.parts]
+            todo += [(part, False) for part in (*note.parts, *note.attributes)]
         elif sizes[id(note)] is None and note.kind != "object":  # a module may refer to its parent
             raise _Refused("a value in it contains itself")
 
 # %% ../../nbs/model_util/13_pickles.ipynb #29e77010
-def _dry_run(data: bytes) -> tuple[list[str], str | None]:
-    """Names that a pickle uses, in order, and what is wrong with it apart from them."""
+def _dry_run(data: bytes) -> tuple[list[str], str | None, list[Note]]:
+    """Names that a pickle uses, in order, what is wrong with it apart from them, and what it makes."""
     machine, problem = _Machine(), None
     try:
         for opcode, argument, _ in pickletools.genops(data):
@@ -196,14 +211,14 @@ def _dry_run(data: bytes) -> tuple[list[str], str | None]:
         problem = str(refusal)
     except Exception as error:  # invalid pickles fail in many ways
         problem = f"it is not a pickle ({type(error).__name__}: {error})"
-    return list(machine.names), problem
+    return list(machine.names), problem, machine.stack
 
 
-_LARGE = 2**20
+_LARGE = 2**16
 _remembered_dry_run = lru_cache(maxsize=16)(_dry_run)  # all models of a directory have the same pickle
 
 
-def check_pickle(data: bytes, allowed: Callable[[str], bool] = is_harmless) -> None:
+def check_pickle(data: bytes, allowed: Callable[[str], bool] = is_harmless) -> Note:
     """Check a pickle without running it.
 
     Parameters
@@ -213,15 +228,116 @@ def check_pickle(data: bytes, allowed: Callable[[str], bool] = is_harmless) -> N
     allowed : callable
         Whether the pickle may use a name, given as "module name".
 
+    Returns
+    -------
+    Note
+        What it makes; do not change it.
+
     Raises
     ------
     ValueError
         If it uses any other name, has opcodes that tensors and plain values do not need, uses keys that are neither
         text nor numbers, would have more parts than bytes, or is damaged. Says which.
     """
-    names, problem = (_dry_run if len(data) > _LARGE else _remembered_dry_run)(data)
+    names, problem, made = (_dry_run if len(data) > _LARGE else _remembered_dry_run)(data)
     for name in names:
         if not allowed(name):
             raise ValueError(f"it names {name.replace(' ', '.', 1)}")
     if problem is not None:
         raise ValueError(problem)
+    return made[0]
+
+# %% ../../nbs/model_util/13_pickles.ipynb #3b8be08c
+class NotPlain(Exception):
+    """A value that is neither plain nor a dense tensor."""
+
+
+class _Plain:
+    """Values made of notes; equal notes give the same value."""
+
+    def __init__(self, memory: Callable[[str, str, int], Any]) -> None:
+        self.memory = memory
+        self.made: dict[int, Any] = {}
+
+    def value(self, note: Note) -> Any:
+        """The value of any note."""
+        if note.kind in ("number", "text"):
+            return note.value
+        if id(note) not in self.made:
+            self.made[id(note)] = self._new(note)
+        return self.made[id(note)]
+
+    def _new(self, note: Note) -> Any:
+        if note.kind == "dict":
+            return self._dict(note)
+        if note.attributes:
+            raise NotPlain
+        if note.kind == "tuple":
+            return tuple(map(self.value, note.parts))
+        if note.kind == "list":
+            return list(map(self.value, note.parts))
+        if note.kind == "object" and note.value == "torch._utils _rebuild_tensor_v2" and len(note.parts) == 6:
+            return self._tensor(*note.parts)
+        raise NotPlain
+
+    def _dict(self, note: Note) -> dict:
+        """A dictionary; that of a module has its versions as an attribute."""
+        parts = map(self.value, note.parts)
+        pairs = zip(parts, parts, strict=True)
+        if note.value is None and not note.attributes:
+            return dict(pairs)
+        made: OrderedDict = OrderedDict(pairs)
+        for state in map(self.value, note.attributes):
+            if note.value is None or not isinstance(state, dict) or list(state) != ["_metadata"]:
+                raise NotPlain
+            made._metadata = state["_metadata"]  # type: ignore[attr-defined]
+        return made
+
+    def _tensor(self, storage: Note, offset: Note, size: Note, stride: Note, grad: Note, hooks: Note) -> Any:
+        """A tensor on a part of a storage, as torch makes it."""
+        if storage.kind != "storage" or hooks.kind != "dict" or hooks.parts or grad.value is not False:
+            raise NotPlain
+        shape, strides, start = (self.value(note) for note in (size, stride, offset))
+        numbers = (start, *shape, *strides) if isinstance(shape, tuple) and isinstance(strides, tuple) else (None,)
+        if not all(type(number) is int and number >= 0 for number in numbers) or len(shape) != len(strides):
+            raise NotPlain
+        memory = self._storage(storage)
+        reach = start + sum((count - 1) * step for count, step in zip(shape, strides, strict=True))
+        if 0 not in shape and reach >= len(memory):
+            raise NotPlain
+        return memory.new_empty(0).set_(memory.untyped_storage(), start, shape, strides)
+
+    def _storage(self, note: Note) -> Any:
+        """All numbers of a storage."""
+        if id(note) not in self.made:
+            (identity,) = note.parts
+            kinds = [part.kind for part in identity.parts]
+            if kinds != ["text", "name", "text", "text", "number"] or type(identity.parts[4].value) is not int:
+                raise NotPlain
+            _, kind, key, _, count = (part.value for part in identity.parts)
+            self.made[id(note)] = self.memory(kind, key, count)
+        return self.made[id(note)]
+
+
+def plain_value(note: Note, memory: Callable[[str, str, int], Any]) -> Any:
+    """The value that a checked pickle describes.
+
+    Parameters
+    ----------
+    note : Note
+        The result of `check_pickle`.
+    memory : callable
+        The numbers of a storage as a 1-D tensor, the same one for the same key. Called with its type (such as
+        "torch FloatStorage"), its key and the number of elements; may raise `NotPlain`.
+
+    Returns
+    -------
+    Any
+        What torch's unpickler would make of it, equal in types, strides and shared memory.
+
+    Raises
+    ------
+    NotPlain
+        If it holds anything else than numbers, text, tuples, lists, dictionaries and dense tensors without gradient.
+    """
+    return _Plain(memory).value(note)
