@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from ensembles import data, digits_lr, mnist_mlp, plain, trainer_of
 from measure import Row, report, seconds
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from dattri.model_util.checkpoint import atomic_write, cpu_state, to_bytes
+from dattri.model_util.checkpoint import atomic_write, cpu_state, load_checkpoint, to_bytes
 from dattri.model_util.retrain import retrain_lds, retrain_subsets
 
 
@@ -100,6 +101,32 @@ def named_subsets(num_train=5000, count=5000):
     return planning, found
 
 
+def checked_loading():
+    """Rows for loading checkpoints, verified byte for byte and checked, against `torch.load` alone."""
+    models = {"digits LR": digits_lr(), "MNIST-size MLP": mnist_mlp(), "10 MB": nn.Sequential(*many_layers(500, 10))}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, model in models.items():
+            retrain_lds(partial(_again, model=model), data(64, 2), f"{folder}/{name}", num_subsets=20, seed=0)
+            files = sorted(Path(folder, name).glob("*/model_weights_0.pt"))
+            ours, plain_load = seconds(
+                lambda: [load_checkpoint(file) for file in files],  # noqa: B023
+                lambda: [torch.load(file, map_location="cpu") for file in files],  # noqa: B023
+                repeats=15,
+            )
+            size = f"{name}, {files[0].stat().st_size:,} bytes"
+            what, note = "load of a verified checkpoint", "against torch.load alone"
+            yield Row(what, size, ours / 20, plain_load / 20, "0.9x", None, note)
+
+
+def many_layers(width, count):
+    """Layers of equal width."""
+    return [nn.Linear(width, width) for _ in range(count)]
+
+
+def _again(dataloader, model):
+    return model
+
+
 def import_seconds(statement):
     """Seconds of an import beyond the start of Python."""
     def start(code):
@@ -121,6 +148,7 @@ def main():
         Row("resume scan", "5,000 finished models", resume(digits), None, "1 s"),
         Row("plan of named subsets, and its first model", "5,000 subsets of 5,000 samples", planning, None, "1 s"),
         Row("resume of named subsets", "5,000 finished models", found, None, "1 s"),
+        *checked_loading(),
         Row("import dattri", "beyond starting Python", import_seconds("import dattri"), None, "100 ms"),
     ]
     report("retraining", rows, overhead=overhead_parts())
