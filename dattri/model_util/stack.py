@@ -68,7 +68,7 @@ class _CpuLayers(TorchFunctionMode):
         usual = any(options == (None, None, -100, None, kind, 0.0) for kind in ("mean", "sum", "none"))
         if self.several and usual and (input.ndim, target.ndim, target.dtype) == (2, 1, torch.int64):
             with suppress(RuntimeError):  # a target that is not a class
-                values = -input.log_softmax(1).gather(1, target[:, None])[:, 0]
+                values = -input.T.log_softmax(0).gather(0, target[None])[0]  # samples last, as the layers leave them
                 return values if reduction == "none" else getattr(values, reduction)()
         return nn.functional.cross_entropy(input, target, *options)
 
