@@ -510,7 +510,8 @@ def removal(result: Any, ax: Any = None, *, units: str = "spreads") -> Any:
     -------
     matplotlib.axes.Axes
         For each method and direction, the change beyond that of random removals, with its interval; the band is one
-        standard deviation of random removals to each side.
+        standard deviation of random removals to each side. A method has one colour; its markers are filled where the
+        helpful samples were removed, and open where the harmful ones were.
 
     Raises
     ------
@@ -539,10 +540,12 @@ def removal(result: Any, ax: Any = None, *, units: str = "spreads") -> Any:
     known = [_draw_random(ax, rows, units)]
     kinds = list(dict.fromkeys((row.method, row.direction) for row in rows))
     both = len({direction for _, direction in kinds}) > 1
+    methods = list(dict.fromkeys(method for method, _ in kinds))
     for number, kind in enumerate(kinds):
         shift = 1 + 0.03 * (number - (len(kinds) - 1) / 2)  # so that intervals do not hide each other
         mine = [row for row in rows if (row.method, row.direction) == kind]
-        known.append((_draw_effects(ax, mine, units, number, shift), kind[0] + f", {kind[1]}" * both))
+        label = kind[0] + f", {kind[1]}" * both
+        known.append((_draw_effects(ax, mine, units, methods.index(kind[0]), shift), label))
     ax.set(xscale="log", xlabel="training samples removed (%)", ylabel=_UNITS[units])
     ticks = sorted({100 * row.fraction for row in rows})
     ax.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks], minor=False)
@@ -582,9 +585,11 @@ def _draw_effects(ax: Any, rows: Sequence[Any], units: str, number: int, shift: 
     """Effects of one method with their intervals."""
     names = ("spreads", "spreads_low", "spreads_high") if units == "spreads" else ("effect", "low", "high")
     middle, low, high = np.array([[getattr(row, name) for name in names] for row in rows]).T
+    colour, is_harmful = f"C{number}", rows[0].direction == "harmful"
     return ax.errorbar(
         [100 * row.fraction * shift for row in rows], middle, yerr=[abs(middle - low), abs(high - middle)], capsize=3,
-        marker=MARKERS[number % len(MARKERS)], linestyle=LINES[number % len(LINES)], color=f"C{number}",
+        marker=MARKERS[number % len(MARKERS)], linestyle=LINES[number % len(LINES)], color=colour,
+        markerfacecolor="white" if is_harmful else colour,
     )
 
 # %% ../nbs/plot.ipynb #f0a98882
@@ -739,7 +744,7 @@ class _Cell(NamedTuple):
     caption: str
 
 
-def _scores_of(score: Any, train: Any, test: Any, sample: int) -> np.ndarray:
+def _scores_of(score: Any, train: Any, test: Any, sample: int | None) -> np.ndarray:
     """Scores of the training samples for a test sample, float64, checked."""
     shape = tuple(getattr(score, "shape", ()))
     is_own = len(shape) == 1 and test is None and sample is None
@@ -895,7 +900,7 @@ def _explained(ax: Any, known: Sequence[tuple[Any, str]], corner: str = "") -> A
     _arrange(ax)
     if corner and not _hides(ax, _legend(ax, known, 1, corner)):
         return ax
-    legend, space = _legend(ax, known, 1 + (len(known) > 5)), ax.get_window_extent()
+    legend, space = _legend(ax, known, 1 + (len(known) > 4)), ax.get_window_extent()
     if legend.get_window_extent().width > space.width:
         legend = _legend(ax, known, 1)  # two columns would make a layout engine narrow the axes
     share = min(1.15 * legend.get_window_extent().height / space.height, 0.6)

@@ -314,6 +314,17 @@ def test_removals(units, factor, band):
     assert [min(heights), max(heights)] == pytest.approx([-band, band])
 
 
+def test_a_removal_in_both_directions_has_one_colour_per_method():
+    both = [row._replace(direction=direction) for direction in ("helpful", "harmful") for row in REMOVED]
+    ax = plot.removal(RemovalTest(both, {}, torch.zeros(2, 3, 1), torch.zeros(1), [0]), Figure().subplots())
+    looks = [(container.lines[0].get_color(), container.lines[0].get_marker()) for container in ax.containers]
+    assert looks[:2] == looks[2:] and looks[0] != looks[1]
+    faces = [container.lines[0].get_markerfacecolor() for container in ax.containers]
+    assert faces[2:] == ["white", "white"] and "white" not in faces[:2]
+    assert names(ax)[1:] == ["a, helpful", "b, helpful", "a, harmful", "b, harmful"]
+    check_nothing_is_hidden(ax)
+
+
 def test_flips():
     ax = plot.flips(FLIPS, Figure().subplots())
     third = 100 / 3
