@@ -25,9 +25,15 @@ __all__ = ['methods', 'distribution', 'predicted_actual', 'detection', 'roc', 'r
 
 # %% ../nbs/plot.ipynb #d9951dc7
 def methods(
-    results: Any, ax: Any = None, *, metric: str = "lds", ceiling: Any = None, confidence: float = 0.95
+    results: Any,
+    ax: Any = None,
+    *,
+    metric: str = "lds",
+    ceiling: Any = None,
+    confidence: float = 0.95,
+    ranked: bool = True,
 ) -> Any:
-    """Value and interval of each method, one below the other, with the ceiling and what random scores get.
+    """Value and interval of each method, the best on top, with the ceiling and what random scores get.
 
     Parameters
     ----------
@@ -43,6 +49,8 @@ def methods(
         if its rows have different ceilings, each row has its own line.
     confidence : float
         Confidence of the intervals, for the label.
+    ranked : bool
+        Largest value first. False keeps the order of the dict, such as that of a parameter.
 
     Returns
     -------
@@ -62,13 +70,15 @@ def methods(
     Examples
     --------
     >>> from matplotlib.figure import Figure
-    >>> intervals = {"mine": (0.3, 0.2, 0.4), "random": (0.0, -0.1, 0.1)}
+    >>> intervals = {"random": (0.0, -0.1, 0.1), "mine": (0.3, 0.2, 0.4)}
     >>> ax = methods(intervals, Figure().subplots(), ceiling=0.6)
     >>> ax.get_xlabel(), [label.get_text() for label in ax.get_yticklabels()]
     ('mean LDS, 95% interval', ['mine', 'random'])
     """
     kind = kind_of(metric)
     entries, title = _entries(results, metric)
+    if ranked:
+        entries.sort(key=lambda entry: math.inf if math.isnan(entry.mean) else -entry.mean)
     if ceiling is not None:
         ends = _triple("ceiling", ceiling)
         entries = [entry._replace(ceiling=ends) for entry in entries]
@@ -269,7 +279,8 @@ def predicted_actual(
     ax : matplotlib.axes.Axes, optional
         Where to draw. Default: new axes on a new figure.
     test : int, optional
-        Position of the test sample. Default: the one with the median correlation.
+        Position of the test sample. Default: a typical one, whose correlation is next to the median, among the half of
+        the test samples whose targets vary most. (The loss of an easy sample may stay zero in every model.)
     method : str
         Name of the method, for the title.
 
@@ -304,7 +315,9 @@ def predicted_actual(
     truth = ground_truth if targets is None else targets.ground_truth()
     is_loo = len(truth[1]) > 0 and np.ndim(truth[1][0]) == 0
     metric, values = loo_corr if is_loo else lds, as_real_tensor("ground_truth", truth[0])
-    chosen = typical(metric(score, truth).correlation) if test is None else _checked("test", test, values.shape[1])
+    chosen = typical(metric(score, truth).correlation, values) if test is None else _checked(
+        "test", test, values.shape[1]
+    )
     column = slice(chosen, chosen + 1)
     part = Predictions(score.values[:, column]) if isinstance(score, Predictions) else score[:, column]
     correlation = float(metric(part, (values[:, column], truth[1])).correlation)
@@ -352,15 +365,19 @@ def _checked(name: str, place: Any, count: int) -> int:
     return int(place)
 
 # %% ../nbs/plot.ipynb #722d34ab
-def typical(each: torch.Tensor) -> int:
-    """The test sample with the median correlation."""
-    known = (~each.isnan()).nonzero().flatten()
+def typical(each: torch.Tensor, targets: Any) -> int:
+    """A test sample whose correlation is next to the median, among the half whose targets vary most."""
+    known = (~each.isnan()).nonzero().flatten().cpu()
     if not len(known):
         raise ValueError("score, ground_truth: the correlation of every test sample is undefined, so none is typical")
-    return int(known[each[known].argsort()[len(known) // 2]])
+    values = each.cpu()[known]
+    actual = as_real_tensor("ground_truth", targets).detach().cpu()[..., known].double()
+    spread = (actual.mean(1) if actual.ndim == 3 else actual).std(0)
+    varied = spread.argsort(stable=True)[len(spread) // 2 :]
+    return int(known[varied[(values[varied] - values.median()).abs().argmin()]])
 
 # %% ../nbs/plot.ipynb #5e263a67
-def detection(curves: Any, ax: Any = None) -> Any:
+def detection(curves: Any, ax: Any = None, *, most: float = 1.0) -> Any:
     """How many of the wrong labels are found when so many samples are inspected, beside ideal and random order.
 
     Parameters
@@ -369,6 +386,9 @@ def detection(curves: Any, ax: Any = None) -> Any:
         Results of `detection_curve` for the same data.
     ax : matplotlib.axes.Axes, optional
         Where to draw. Default: new axes on a new figure.
+    most : float
+        Share of inspected samples at which the picture ends, in (0, 1]. Few people inspect everything, and good methods
+        differ at the start. Areas are of the whole curves.
 
     Returns
     -------
@@ -377,7 +397,7 @@ def detection(curves: Any, ax: Any = None) -> Any:
     Raises
     ------
     TypeError, ValueError
-        If the input is not such curves, or their shares of wrong labels differ.
+        If the input is not such curves, their shares of wrong labels differ, or `most` is out of range.
 
     See Also
     --------
@@ -400,11 +420,14 @@ def detection(curves: Any, ax: Any = None) -> Any:
             "curves: expected curves of the same data, with some wrong labels, got ideal areas of "
             f"{', '.join(f'{ideal:.3f}' for ideal in ideals)}"
         )
+    if isinstance(most, bool) or not isinstance(most, (int, float)) or not 0 < most <= 1:
+        raise ValueError(f"most: expected a share of the samples in (0, 1], got {most!r}")
     lines = {name: (curve.inspected, curve.found, curve.auc) for name, curve in named.items()}
     ideal = ideals.pop()
-    ax = _found(lines, ax, ([0, 2 * (1 - ideal), 1], [0, 1, 1], ideal), "area")
-    ax.set(xlabel="training samples inspected (share)", ylabel="mislabelled samples found (share)")
-    return ax
+    return _found(
+        lines, axes_or_new(ax, (5.4, 4.2)), ([0, 2 * (1 - ideal), 1], [0, 1, 1], ideal), "area", most,
+        xlabel="training samples inspected (share)", ylabel="mislabelled samples found (share)",
+    )
 
 # %% ../nbs/plot.ipynb #75496d1d
 def roc(detections: Any, ax: Any = None) -> Any:
@@ -446,14 +469,17 @@ def roc(detections: Any, ax: Any = None) -> Any:
     for name, line in lines.items():
         if math.isnan(line[2]):
             raise ValueError(f"detections, {name!r}: the AUC is undefined; labels are all wrong or all right")
-    ax = _found(lines, ax, ([0, 0, 1], [0, 1, 1], 1.0), "AUC")
-    ax.set(xlabel="right labels inspected (share)", ylabel="wrong labels found (share)")
-    return ax
+    return _found(
+        lines, axes_or_new(ax, (5.4, 4.2)), ([0, 0, 1], [0, 1, 1], 1.0), "AUC", 1.0,
+        xlabel="right labels inspected (share)", ylabel="wrong labels found (share)",
+    )
 
 
-def _found(lines: Mapping[str, tuple[Any, Any, float]], ax: Any, ideal: tuple[Any, Any, float], what: str) -> Any:
+def _found(
+    lines: Mapping[str, tuple[Any, Any, float]], ax: Any, ideal: tuple[Any, Any, float], what: str, most: float,
+    **labels: str,
+) -> Any:
     """Curves from 0 to 1 with the area below each, and the ideal curve and the diagonal."""
-    ax = axes_or_new(ax, (4.8, 4))
     above = ax.plot(*ideal[:2], color="black", linestyle=(0, (6, 3)), linewidth=0.9, zorder=3)[0]
     known = [(above, f"ideal: {what} {ideal[2]:.3f}")]
     for number, (name, (x, y, area)) in enumerate(lines.items()):
@@ -464,8 +490,8 @@ def _found(lines: Mapping[str, tuple[Any, Any, float]], ax: Any, ideal: tuple[An
         known.append((line, f"{name}: {what} {area:.3f}"))
     diagonal = ax.plot([0, 1], [0, 1], ":", color="black", linewidth=0.9, zorder=3)[0]
     known.append((diagonal, f"random order: {what} 0.500"))
-    ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xticks=np.linspace(0, 1, 6), yticks=np.linspace(0, 1, 6))
-    return _explained(ax, known)
+    ax.set(xlim=(-0.02 * most, 1.02 * most), ylim=(-0.02, 1.02), yticks=np.linspace(0, 1, 6), **labels)
+    return _explained(ax, known, "lower right")
 
 # %% ../nbs/plot.ipynb #3db904ef
 def removal(result: Any, ax: Any = None, *, units: str = "spreads") -> Any:
@@ -484,7 +510,8 @@ def removal(result: Any, ax: Any = None, *, units: str = "spreads") -> Any:
     -------
     matplotlib.axes.Axes
         For each method and direction, the change beyond that of random removals, with its interval; the band is one
-        standard deviation of random removals to each side.
+        standard deviation of random removals to each side. A method has one colour; its markers are filled where the
+        helpful samples were removed, and open where the harmful ones were.
 
     Raises
     ------
@@ -513,10 +540,12 @@ def removal(result: Any, ax: Any = None, *, units: str = "spreads") -> Any:
     known = [_draw_random(ax, rows, units)]
     kinds = list(dict.fromkeys((row.method, row.direction) for row in rows))
     both = len({direction for _, direction in kinds}) > 1
+    methods = list(dict.fromkeys(method for method, _ in kinds))
     for number, kind in enumerate(kinds):
         shift = 1 + 0.03 * (number - (len(kinds) - 1) / 2)  # so that intervals do not hide each other
         mine = [row for row in rows if (row.method, row.direction) == kind]
-        known.append((_draw_effects(ax, mine, units, number, shift), kind[0] + f", {kind[1]}" * both))
+        label = kind[0] + f", {kind[1]}" * both
+        known.append((_draw_effects(ax, mine, units, methods.index(kind[0]), shift), label))
     ax.set(xscale="log", xlabel="training samples removed (%)", ylabel=_UNITS[units])
     ticks = sorted({100 * row.fraction for row in rows})
     ax.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks], minor=False)
@@ -556,9 +585,11 @@ def _draw_effects(ax: Any, rows: Sequence[Any], units: str, number: int, shift: 
     """Effects of one method with their intervals."""
     names = ("spreads", "spreads_low", "spreads_high") if units == "spreads" else ("effect", "low", "high")
     middle, low, high = np.array([[getattr(row, name) for name in names] for row in rows]).T
+    colour, is_harmful = f"C{number}", rows[0].direction == "harmful"
     return ax.errorbar(
         [100 * row.fraction * shift for row in rows], middle, yerr=[abs(middle - low), abs(high - middle)], capsize=3,
-        marker=MARKERS[number % len(MARKERS)], linestyle=LINES[number % len(LINES)], color=f"C{number}",
+        marker=MARKERS[number % len(MARKERS)], linestyle=LINES[number % len(LINES)], color=colour,
+        markerfacecolor="white" if is_harmful else colour,
     )
 
 # %% ../nbs/plot.ipynb #f0a98882
@@ -620,26 +651,28 @@ def flips(result: Any, ax: Any = None) -> Any:
 def top_samples(
     score: Any,
     train: Any,
-    test: Any,
-    sample: int,
+    test: Any = None,
+    sample: int | None = None,
     ax: Any = None,
     *,
     k: int = 5,
     method: str = "",
     class_names: Any = None,
     show: Callable[[Any], Any] | None = None,
+    max_lines: int = 6,
 ) -> Any:
     """The training samples with the largest and the smallest scores for a test sample, as pictures or texts.
 
     Parameters
     ----------
-    score : tensor or array, shape (num_train, num_test)
-        Attribution scores; larger means that the training sample helps the test sample more.
+    score : tensor or array, shape (num_train, num_test) or (num_train,)
+        Attribution scores; larger means that the training sample helps the test sample more. Or one number for each
+        training sample, such as its influence on itself; no test sample is shown then.
     train, test : data set, list or tensor
         One item for each row and each column of `score`: an input, or a pair of input and label. From
         `load_benchmark`: ``Subset(attributes["train_dataset"], attributes["train_sampler"].indices)``.
     sample : int
-        Position of the test sample.
+        Position of the test sample. `test` and `sample` are omitted if `score` has one number for each training sample.
     ax : matplotlib.axes.Axes, optional
         The axes to divide. Default: new axes, on a figure of their own.
     k : int
@@ -651,12 +684,15 @@ def top_samples(
     show : callable, optional
         Converts an input to what is shown, such as a tokenizer's ``decode``: a text, or an image of shape (height,
         width), (1 or 3, height, width), or flat and square. Image values outside [0, 1] are scaled to that range.
+    max_lines : int
+        Largest number of lines shown of a text, 1 or more; a longer text ends in "...". New axes are as high as the
+        texts need, axes that are passed may hold fewer lines.
 
     Returns
     -------
     matplotlib.axes.Axes
-        The axes that were divided. Its ``child_axes`` are the test sample, then the `k` most helpful training samples,
-        largest score first, then the `k` most harmful ones, smallest first.
+        The axes that were divided. Its ``child_axes`` are the test sample, if there is one, then the `k` training
+        samples with the largest scores, largest first, then the `k` with the smallest, smallest first.
 
     Raises
     ------
@@ -680,20 +716,24 @@ def top_samples(
     ['test sample 0', '0, score 0.9', '1, score -0.8']
     """
     values = _scores_of(score, train, test, sample)
-    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= len(values) // 2:
-        raise ValueError(f"k: expected 1 to {len(values) // 2}, half of the training samples, got {k!r}")
+    for name, number, most in (("k", k, len(values) // 2), ("max_lines", max_lines, math.inf)):
+        if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= most:
+            ends = f"1 to {most}, half of the training samples" if name == "k" else "1 or more"
+            raise ValueError(f"{name}: expected {ends}, got {number!r}")
     order = np.argsort(-values, kind="stable")
-    cells = [_cell("test", test, sample, class_names, show)]
+    cells = [] if sample is None else [_cell("test", test, sample, class_names, show)]
     for place in (*order[:k].tolist(), *order[::-1][:k].tolist()):
         cell = _cell("train", train, place, class_names, show)
         cells.append(cell._replace(caption=f"{cell.caption}\nscore {values[place]:.3g}"))
     as_text = any(isinstance(cell.content, str) for cell in cells)
-    ax = axes_or_new(ax, (7, 1.4 + 0.75 * k) if as_text else (0.9 + 1.05 * (k + 1), 3.6))
+    ax = axes_or_new(ax, _size_for(cells, k, max_lines) if as_text else (0.9 + 1.05 * (len(cells) - k), 3.6))
     ax.set_axis_off()
     ax.set_title(method, parse_math=False)
-    heads = ("most helpful", "most harmful")
-    for cell, place in zip(cells, (_in_columns if as_text else _in_rows)(ax, k, heads), strict=True):
-        _draw_cell(ax.inset_axes(place), cell)
+    _arrange(ax)
+    heads = ("largest scores", "smallest scores") if sample is None else ("most helpful", "most harmful")
+    places = _in_columns(ax, cells, k, heads, max_lines) if as_text else _in_rows(ax, len(cells), k, heads)
+    for cell, place in zip(cells, places, strict=True):
+        _draw_cell(ax.inset_axes(place), cell, max_lines)
     return ax
 
 
@@ -704,18 +744,26 @@ class _Cell(NamedTuple):
     caption: str
 
 
-def _scores_of(score: Any, train: Any, test: Any, sample: int) -> np.ndarray:
+def _scores_of(score: Any, train: Any, test: Any, sample: int | None) -> np.ndarray:
     """Scores of the training samples for a test sample, float64, checked."""
     shape = tuple(getattr(score, "shape", ()))
-    for name, items, axis in (("train", train, 0), ("test", test, 1)):
-        if len(shape) != 2 or len(items) != shape[axis]:
+    is_own = len(shape) == 1 and test is None and sample is None
+    if not is_own and (test is None or sample is None):
+        raise ValueError(
+            f"test, sample: expected both with a matrix of scores, or neither with one score for each training sample, "
+            f"shape (num_train,); got scores of shape {shape}, test "
+            f"{'missing' if test is None else 'given'} and sample={sample!r}"
+        )
+    for name, items, axis in (("train", train, 0), ("test", test, 1))[: 1 if is_own else 2]:
+        if len(shape) != (1 if is_own else 2) or len(items) != shape[axis]:
+            wanted = "shape (num_train,)" if is_own else "a matrix (num_train, num_test)"
             raise ValueError(
-                f"score, {name}: expected a matrix (num_train, num_test) with one {('row', 'column')[axis]} for each "
+                f"score, {name}: expected {wanted} with one {('row', 'column')[axis]} for each "
                 f"item of {name}, got shape {shape} and {len(items)} items; pass "
                 "Subset(data, sampler.indices) to select the samples used"
             )
-    sample = _checked("sample", sample, shape[1])
-    values = _column("score", score[:, sample : sample + 1])
+    place = 0 if is_own else _checked("sample", sample, shape[1])
+    values = _column("score", score[:, None] if is_own else score[:, place : place + 1])
     if not np.isfinite(values).all():
         raise ValueError(f"score: NaN or infinite at train sample {int(np.argmin(np.isfinite(values)))}")
     return values
@@ -767,23 +815,47 @@ def _head(ax: Any, x: float, y: float, text: str) -> None:
     ax.text(x, y, text, transform=ax.transAxes, fontsize=_SIZE + 1, fontweight="bold", va="top")
 
 
-def _in_rows(ax: Any, k: int, heads: Sequence[str]) -> list[tuple[float, float, float, float]]:
+def _in_rows(ax: Any, count: int, k: int, heads: Sequence[str]) -> list[tuple[float, float, float, float]]:
     """Places (left, bottom, width, height) of the images, as shares of the axes, below headings."""
-    line = _LINE / _size(ax)[1]
-    width, height = 1 / (k + 1.4), max(0.5 - 3.6 * line, 0.1)
-    places = [(0.0, 0.5 - height / 2 - line, 1.1 * width, height)]
+    line, start = _LINE / _size(ax)[1], 1.4 * (count - 2 * k)
+    width, height = 1 / (k + start), max(0.5 - 3.6 * line, 0.1)
+    places = [(0.0, 0.5 - height / 2 - line, 1.1 * width, height)][: count - 2 * k]
     for top, head in zip((1.0, 0.48), heads, strict=True):
-        _head(ax, 1.4 * width, top, head)
-        places += [((1.4 + number) * width, top - 3 * line - height, 0.9 * width, height) for number in range(k)]
+        _head(ax, start * width, top, head)
+        places += [((start + number) * width, top - 3 * line - height, 0.9 * width, height) for number in range(k)]
     return places
 
 
-def _in_columns(ax: Any, k: int, heads: Sequence[str]) -> list[tuple[float, float, float, float]]:
-    """Places of the texts."""
-    line = _LINE / _size(ax)[1]
-    first = 4 * line
+def _wrapped(text: str, width: float, max_lines: int) -> list[str]:
+    """A text in lines of a width in points."""
+    return textwrap.wrap(text, max(int(width / (0.58 * _SIZE)), 8), max_lines=max_lines, placeholder=" ...")
+
+
+def _most_lines(cells: Sequence[_Cell], width: float, max_lines: int) -> int:
+    """Lines of the longest text."""
+    texts = [cell.content for cell in cells if isinstance(cell.content, str)]
+    return max((len(_wrapped(text, width, max_lines)) for text in texts), default=1)
+
+
+def _size_for(cells: Sequence[_Cell], k: int, max_lines: int) -> tuple[float, float]:
+    """Width and height of new axes for texts, in inches: what `_in_columns` divides, and a title."""
+    width = 7.5
+    test = [3 + _most_lines(cells[:1], 0.98 * 72 * width, max_lines)] * (len(cells) - 2 * k)
+    below = 1.5 + k * (2 + _most_lines(cells, 0.47 * 72 * width, max_lines))
+    return width, (sum(test) + below) * _LINE / 72 + 0.45
+
+
+def _in_columns(
+    ax: Any, cells: Sequence[_Cell], k: int, heads: Sequence[str], max_lines: int
+) -> list[tuple[float, float, float, float]]:
+    """Places of the texts: the test sample above two columns."""
+    width, height = _size(ax)
+    line, first, places = _LINE / height, 0.0, []
+    if len(cells) > 2 * k:
+        room = min(_most_lines(cells[:1], width, max_lines), max(int(0.2 * height / _LINE), 1))
+        first = (3 + room) * line
+        places = [(0.0, 1 - first + 1.6 * line, 1.0, (room + 0.2) * line)]
     step = (1 - first - 1.5 * line) / k
-    places = [(0.0, 1 - first + line, 1.0, first - 2.2 * line)]
     for left, head in zip((0.0, 0.52), heads, strict=True):
         _head(ax, left, 1 - first, head)
         tops = [1 - first - 1.5 * line - number * step for number in range(k)]
@@ -791,7 +863,7 @@ def _in_columns(ax: Any, k: int, heads: Sequence[str]) -> list[tuple[float, floa
     return places
 
 
-def _draw_cell(ax: Any, cell: _Cell) -> None:
+def _draw_cell(ax: Any, cell: _Cell, max_lines: int) -> None:
     """A sample below its caption; a text is wrapped, and truncated to its space."""
     ax.set_axis_off()
     is_text = isinstance(cell.content, str)
@@ -801,9 +873,7 @@ def _draw_cell(ax: Any, cell: _Cell) -> None:
         ax.imshow(cell.content, cmap="gray", vmin=0, vmax=1)
         return
     width, height = _size(ax)
-    lines = textwrap.wrap(
-        cell.content, max(int(width / (0.56 * _SIZE)), 8), max_lines=max(int(height / _LINE), 1), placeholder=" ..."
-    )
+    lines = _wrapped(cell.content, width, min(max(int(height / _LINE + 0.1), 1), max_lines))
     ax.text(0, 1, "\n".join(lines), fontsize=_SIZE, va="top", transform=ax.transAxes, clip_on=True, parse_math=False)
 
 # %% ../nbs/plot.ipynb #3964815d
@@ -825,9 +895,12 @@ def _named(name: str, results: Any, expected: str = "", *parts: str) -> dict[str
     return found
 
 
-def _explained(ax: Any, known: Sequence[tuple[Any, str]]) -> Any:
-    """The axes with a legend above the data, where it hides nothing."""
-    legend, space = _legend(ax, known, 1 + (len(known) > 5)), ax.get_window_extent()
+def _explained(ax: Any, known: Sequence[tuple[Any, str]], corner: str = "") -> Any:
+    """The axes with a legend in a corner where it hides nothing, if one is named, and above the data otherwise."""
+    _arrange(ax)
+    if corner and not _hides(ax, _legend(ax, known, 1, corner)):
+        return ax
+    legend, space = _legend(ax, known, 1 + (len(known) > 4)), ax.get_window_extent()
     if legend.get_window_extent().width > space.width:
         legend = _legend(ax, known, 1)  # two columns would make a layout engine narrow the axes
     share = min(1.15 * legend.get_window_extent().height / space.height, 0.6)
@@ -836,10 +909,28 @@ def _explained(ax: Any, known: Sequence[tuple[Any, str]]) -> Any:
     return ax
 
 
-def _legend(ax: Any, known: Sequence[tuple[Any, str]], columns: int) -> Any:
+def _arrange(ax: Any) -> None:
+    """Let the layout engine of the figure, if it has one, place the axes, so that their size is known."""
+    figure = ax.get_figure()
+    while figure.get_figure() is not figure and figure.get_figure() is not None:
+        figure = figure.get_figure()
+    if (engine := figure.get_layout_engine()) is not None:
+        engine.execute(figure)
+
+
+def _hides(ax: Any, legend: Any) -> bool:
+    """Whether a legend, or a tenth beyond it, lies on lines or takes most of the axes."""
+    box, space = legend.get_window_extent(), ax.get_window_extent()
+    if box.width > 0.6 * space.width or box.height > 0.6 * space.height:
+        return True
+    paths = [line.get_path().transformed(line.get_transform()) for line in ax.lines]
+    return any(path.intersects_bbox(box.expanded(1.2, 1.2), filled=False) for path in paths)
+
+
+def _legend(ax: Any, known: Sequence[tuple[Any, str]], columns: int, corner: str = "upper left") -> Any:
     """The legend with its names as they are."""
     legend = ax.legend(
-        [mark for mark, _ in known], ["-"] * len(known), loc="upper left", frameon=False, fontsize="small",
+        [mark for mark, _ in known], ["-"] * len(known), loc=corner, frameon=False, fontsize="small",
         ncols=columns, borderaxespad=0.2,
     )
     for text, (_, name) in zip(legend.get_texts(), known, strict=True):

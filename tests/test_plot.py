@@ -159,6 +159,15 @@ def test_methods_stand_at_their_values():
     assert labels == ["mean LOO correlation, 90% interval", "AUC of finding wrong labels, 90% interval"]
 
 
+@pytest.mark.parametrize(("ranked", "expected"), [(True, "bca"), (False, "abc")])
+def test_methods_are_ranked_unless_their_order_means_something(ranked, expected):
+    found = {"a": math.nan, "b": 0.5, "c": 0.1}
+    ax = plot.methods(found, Figure().subplots(), ranked=ranked)
+    assert "".join(text.get_text()[0] for text in ax.get_yticklabels()) == expected
+    heights = {line.get_label(): line.get_ydata()[0] for line in ax.lines if line.get_marker() == "o"}
+    assert [heights[name] for name in expected] == [2, 1, 0]
+
+
 def test_methods_of_a_leaderboard():
     ax = plot.methods(BOARD, Figure().subplots())
     assert ax.get_title() == "lr on digits"
@@ -207,10 +216,27 @@ def test_points_are_sums_against_what_retraining_showed():
     rank = scipy.stats.spearmanr(predicted, actual).statistic
     assert ax.get_title() == f"mine, test sample 5\nrank correlation {rank:.2f}"
     assert "sum of the scores" in ax.get_xlabel() and "runs" in ax.get_ylabel()
-    each = LDS["mine"].correlation
-    typical = int(each.argsort()[6])
     title = plot.predicted_actual(SCORE, TRUTH, Figure().subplots()).get_title()
-    assert f"test sample {typical} (a typical one)" in title
+    assert f"test sample {typical_of_the_varied()} (a typical one)" in title
+
+
+def typical_of_the_varied():
+    """The test sample whose LDS is next to the median, among the six of twelve whose targets vary most."""
+    each, varied = LDS["mine"].correlation, TRUTH.values.double().std(0).argsort()[6:]
+    return min(varied.tolist(), key=lambda place: abs(each[place] - each.sort().values[5]))
+
+
+def test_a_typical_sample_is_not_one_that_every_model_gets_right():
+    """Losses of an easy sample differ by rounding alone, and its correlation may still be the median."""
+    scale = torch.where(torch.arange(12) % 2 == 0, 1e-7, 1.0)
+    expected = [place for place in range(12) if place % 2]
+    truth = (TRUTH.values * scale, SUBSETS)
+    assert plot.typical(lds(SCORE, truth).correlation, truth[0]) in expected
+    each = torch.tensor([0.1, 0.2, 0.3, 0.4, math.nan])
+    spread = torch.tensor([[0.0, 0, 0, 0, 0], [9, 0, 0, 8, 9]])
+    assert plot.typical(each, spread) == 0, "next to the median 0.2 are 0.1 and 0.4, of those that vary"
+    with pytest.raises(ValueError, match="none is typical"):
+        plot.typical(torch.full((2,), math.nan), torch.zeros(3, 2))
 
 
 @pytest.mark.parametrize("form", ["tensor", "mask", "array", "predictions"])
@@ -251,6 +277,28 @@ def test_curves_lie_between_ideal_and_random_order():
     assert max(ax.get_yticks()) == 1 < ax.get_ylim()[1]
 
 
+@pytest.mark.parametrize("most", [1.0, 0.3])
+def test_detection_ends_where_nobody_inspects_any_more(most):
+    ax = plot.detection(CURVES, Figure().subplots(), most=most)
+    assert ax.get_xlim() == pytest.approx((-0.02 * most, 1.02 * most))
+    assert names(ax)[1] == f"a: area {CURVES['a'].auc:.3f}", "of the whole curve"
+    check_nothing_is_hidden(ax)
+    for wrong in (0, 1.5, True, "all"):
+        with pytest.raises(ValueError, match="most: expected a share"):
+            plot.detection(CURVES, Figure().subplots(), most=wrong)
+
+
+def test_a_legend_lies_below_the_diagonal_where_it_hides_nothing():
+    ax = plot.roc(DETECTIONS)
+    assert ax.get_ylim() == pytest.approx((-0.02, 1.02)), "all of the axes is for the curves"
+    plt.close(ax.figure)
+    falling = {"a": mislabel_detection_auc(-WRONG + torch.arange(40) / 100, WRONG)}
+    ax = plot.roc(falling)
+    assert ax.get_ylim()[1] > 1.2, "a curve runs there, so the legend lies above"
+    check_nothing_is_hidden(ax)
+    plt.close(ax.figure)
+
+
 @pytest.mark.parametrize("units, factor, band", [("spreads", 10, 1), ("target", 1, 0.1)])
 def test_removals(units, factor, band):
     ax = plot.removal(REMOVAL, Figure().subplots(), units=units)
@@ -264,6 +312,17 @@ def test_removals(units, factor, band):
     band_of = ends_of(ax.patches[0]) if units == "spreads" else ax.collections[0].get_paths()[0].vertices
     heights = band_of[:, 1]
     assert [min(heights), max(heights)] == pytest.approx([-band, band])
+
+
+def test_a_removal_in_both_directions_has_one_colour_per_method():
+    both = [row._replace(direction=direction) for direction in ("helpful", "harmful") for row in REMOVED]
+    ax = plot.removal(RemovalTest(both, {}, torch.zeros(2, 3, 1), torch.zeros(1), [0]), Figure().subplots())
+    looks = [(container.lines[0].get_color(), container.lines[0].get_marker()) for container in ax.containers]
+    assert looks[:2] == looks[2:] and looks[0] != looks[1]
+    faces = [container.lines[0].get_markerfacecolor() for container in ax.containers]
+    assert faces[2:] == ["white", "white"] and "white" not in faces[:2]
+    assert names(ax)[1:] == ["a, helpful", "b, helpful", "a, harmful", "b, harmful"]
+    check_nothing_is_hidden(ax)
 
 
 def test_flips():
@@ -284,6 +343,46 @@ def test_top_samples_are_those_with_the_extreme_scores():
     captions = [child.get_title() for child in ax.child_axes]
     assert captions[0] == "test sample 3\na"
     assert captions[1] == f"{order[0]}: {'abc'[order[0] % 3]}\nscore {SCORE[order[0], 3]:.3g}"
+
+
+def test_own_scores_need_no_test_sample():
+    own = SCORE[:, 3]
+    order = own.argsort(descending=True).tolist()
+    ax = plot.top_samples(own, IMAGES, ax=Figure().subplots(), k=4)
+    captions = [child.get_title().split(":")[0] for child in ax.child_axes]
+    assert captions == [str(place) for place in (*order[:4], *order[::-1][:4])]
+    assert [text.get_text() for text in ax.texts] == ["largest scores", "smallest scores"]
+    ax = plot.top_samples(own, ["a text"] * 40, ax=Figure().subplots(), k=2)
+    assert len(ax.child_axes) == 4
+    check_nothing_is_hidden(ax)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((SCORE, IMAGES), "test, sample: expected both with a matrix"),
+        ((SCORE[:, 0], IMAGES, TESTS, 0), r"expected a matrix \(num_train, num_test\)"),
+        ((SCORE, IMAGES, TESTS), "sample=None"),
+        ((SCORE[:9, 0], IMAGES), r"score, train: expected shape \(num_train,\)"),
+    ],
+)
+def test_own_scores_and_a_matrix_are_told_apart(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        plot.top_samples(*arguments, ax=Figure().subplots())
+
+
+@pytest.mark.parametrize("max_lines", [1, 6, 30])
+def test_new_axes_are_as_high_as_their_texts_need(max_lines):
+    """A text of about twelve lines in a column is shown as far as max_lines allows."""
+    long = " ".join(["seventeen letters"] * 38)
+    ax = plot.top_samples(SCORE[:, :1], [long] * 40, ["a test"], 0, k=2, max_lines=max_lines)
+    ax.figure.draw_without_rendering()
+    shown = [child.texts[0].get_text() for child in ax.child_axes[1:]]
+    (length,) = {len(text.splitlines()) for text in shown}
+    assert length == max_lines or 10 < length < max_lines
+    assert all(text.endswith(" ...") == (max_lines < 10) for text in shown)
+    check_nothing_is_hidden(ax)
+    plt.close(ax.figure)
 
 
 def test_equal_scores_are_shown_in_order():
@@ -326,7 +425,7 @@ def test_results_draw_the_same_pictures():
         assert [line.get_xydata().tolist() for line in one.lines] == [line.get_xydata().tolist() for line in two.lines]
         assert names(one) == names(two) and one.get_xlabel() == two.get_xlabel()
     left, right = judge(SCORE, TARGETS).figure.axes
-    typical = int(LDS["mine"].correlation.argsort()[6])
+    typical = typical_of_the_varied()
     expected = plot.predicted_actual(SCORE, TARGETS, Figure().subplots(), test=typical)
     assert right.get_title() == f"typical {expected.get_title()}"
     assert left.get_xlabel() == plot.distribution(LDS["mine"], Figure().subplots()).get_xlabel()

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from configparser import ConfigParser
 from pathlib import Path
@@ -146,6 +147,14 @@ def test_constraints_pin_every_requirement():
     for key in ("requirements", "text_requirements", "music_requirements", "dev_requirements"):
         for line in filter(None, parser["DEFAULT"][key].split()):
             assert re.split(r"[=<>\[]", line)[0].lower().replace("_", "-") in pinned, line
+
+
+def test_what_builds_the_package_is_installed_for_its_test():
+    """The test of the wheel builds without isolation, so [dev] requires what pyproject.toml does."""
+    parser = ConfigParser(delimiters=["="])
+    parser.read(ROOT / "settings.ini")
+    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    assert set(needed) <= set(parser["DEFAULT"]["dev_requirements"].split())
 
 
 def test_readme_is_the_index_notebook():

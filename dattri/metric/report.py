@@ -279,6 +279,6 @@ def _draw_correlations(metric: str, each: torch.Tensor, score: Any, ground_truth
 
     figure, left, right = _figure()
     plot.distribution(each, left, metric=metric)
-    plot.predicted_actual(score, ground_truth, right, test=plot.typical(each))
+    plot.predicted_actual(score, ground_truth, right, test=plot.typical(each, ground_truth[0]))
     right.set_title(f"typical {right.get_title()}")
     return figure
