@@ -32,6 +32,11 @@ def _show_version(asked: bool) -> None:
         raise typer.Exit
 
 
+def _expanded(path: Path | None) -> Path | None:
+    """A path with its ``~``, which a shell leaves alone in ``--out=~/models``."""
+    return None if path is None else path.expanduser()
+
+
 def _import_module(name: str | None) -> None:
     """Import a user's module; the working directory is searched first."""
     if name:
@@ -108,7 +113,9 @@ def main(
 # %% ../nbs/cli.ipynb #188f0e80
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Directory for models and picture. Run again to resume.")] = Path(
+    out: Annotated[
+        Path, typer.Option(help="Directory for models and picture. Run again to resume.", callback=_expanded)
+    ] = Path(
         "dattri-demo"
     ),
     n_jobs: Annotated[int, typer.Option(help="Number of worker processes; -1 for one per core.")] = 2,
@@ -139,7 +146,7 @@ DatasetOrTruth = Annotated[str | None, typer.Option("--dataset", help="Data set 
 MetricOrTruth = Annotated[
     str | None, typer.Option("--metric", help="lds, loo or mislabel. Default with --ground-truth: chosen by its shape.")
 ]
-Home = Annotated[Path, typer.Option(help="Directory of benchmarks and data.")]
+Home = Annotated[Path, typer.Option(help="Directory of benchmarks and data.", callback=_expanded)]
 Device = Annotated[str | None, typer.Option(help="Device for training and evaluation, e.g. cuda. Default: the CPU.")]
 Jobs = Annotated[
     int | None, typer.Option(help="Number of worker processes; -1 for one per core. Default: no extra processes.")
@@ -149,7 +156,7 @@ Redownload = Annotated[
     bool,
     typer.Option(help="Download again even if the cache is valid; for local builds, rebuild missing or changed files.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text; undefined numbers are null.")]
 _HOME = Path("~/.dattri")
 
 
@@ -211,7 +218,8 @@ def evaluate(
         Path,
         typer.Option(
             help="Scores of shape (num_train, num_test), or (num_train,) for mislabel: a .pt, .npy or .safetensors "
-            "file, or the output of traker, kronfluence, bergson or quanda."
+            "file, or the output of traker, kronfluence, bergson or quanda.",
+            callback=_expanded,
         ),
     ],
     model: ModelOrTruth = None,
@@ -221,17 +229,21 @@ def evaluate(
         Path | None,
         typer.Option(
             help="Your own ground truth instead of a setting's: a file written by GroundTruth.save or Targets.save, or "
-            "a binary vector."
+            "a binary vector.",
+            callback=_expanded,
         ),
     ] = None,
     array: Annotated[str | None, typer.Option(help="Name of the array, if the file or folder has several.")] = None,
-    picture: Annotated[Path | None, typer.Option(help="File of the picture. Default: next to the scores.")] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="File of the picture. Default: next to the scores.", callback=_expanded)
+    ] = None,
     download_path: Home = _HOME,
     device: Device = None,
     n_jobs: Jobs = None,
     as_json: Json = False,
 ) -> None:
     """Judge a score matrix by a benchmark or by your own ground truth; print a summary and draw a picture."""
+    from dattri.benchmark.leaderboard import _with_null  # noqa: PLC0415
     from dattri.benchmark.load import load_benchmark  # noqa: PLC0415
     from dattri.metric.files import read_ground_truth, read_scores  # noqa: PLC0415
     from dattri.metric.report import judge, save_figure  # noqa: PLC0415
@@ -255,7 +267,7 @@ def evaluate(
         picture.parent.mkdir(parents=True, exist_ok=True)
         save_figure(report.figure, picture)
     if as_json:
-        fields = {**report._asdict(), "picture": str(picture)}
+        fields = {**_with_null(report), "picture": str(picture)}
         del fields["figure"]
         typer.echo(json.dumps(fields, indent=1))
         return
@@ -296,7 +308,8 @@ def leaderboard(
         str, typer.Option(help="Baselines to include: some (random scores, gradient dot product), all, or none.")
     ] = "some",
     out: Annotated[
-        Path | None, typer.Option(help="Also write the table to this .md, .tex, .html, .csv or .json file.")
+        Path | None,
+        typer.Option(help="Also write the table to this .md, .tex, .html, .csv or .json file.", callback=_expanded)
     ] = None,
     download_path: Home = _HOME,
     device: Device = None,
@@ -350,7 +363,7 @@ def retrain(
     model: Model,
     dataset: Dataset,
     mode: Annotated[str, typer.Option(help="Group: lds, loo, full, half, full_mislabel or half_mislabel.")],
-    out: Annotated[Path, typer.Option(help="Directory of the build. Run again to resume.")],
+    out: Annotated[Path, typer.Option(help="Directory of the build. Run again to resume.", callback=_expanded)],
     partition: Annotated[
         str | None, typer.Option(help="Part of the models, e.g. 0/4 to 3/4. Parts must be equal, except for loo.")
     ] = None,
@@ -374,7 +387,9 @@ def retrain(
 def build(
     model: Model,
     dataset: Dataset,
-    out: Annotated[Path, typer.Option(help="Directory for models and benchmark. Run again to resume.")],
+    out: Annotated[
+        Path, typer.Option(help="Directory for models and benchmark. Run again to resume.", callback=_expanded)
+    ],
     metric: Annotated[
         list[str] | None, typer.Option(help="May be repeated. Default: all metrics of the setting.")
     ] = None,
@@ -397,7 +412,9 @@ def build(
 # %% ../nbs/cli.ipynb #aad8db1e
 @app.command()
 def publish(
-    path: Annotated[Path, typer.Argument(help="The --out directory of dattri build, or one benchmark in it.")],
+    path: Annotated[
+        Path, typer.Argument(help="The --out directory of dattri build, or one benchmark in it.", callback=_expanded)
+    ],
     repo_id: Annotated[str, typer.Argument(help="Data set repository, e.g. you/your-benchmark.")],
     private: Annotated[bool, typer.Option(help="Make a new repository private.")] = False,
     license_name: Annotated[
@@ -414,7 +431,9 @@ def publish(
 # %% ../nbs/cli.ipynb #newps
 @app.command("publish-scores")
 def publish_method(
-    scores: Annotated[Path, typer.Argument(help="Scores of shape (num_train, num_test), as a .npy or .pt file.")],
+    scores: Annotated[
+        Path, typer.Argument(help="Scores of shape (num_train, num_test), as a .npy or .pt file.", callback=_expanded)
+    ],
     repo_id: Annotated[str, typer.Argument(help="Data set repository for this method, e.g. you/your-method.")],
     model: Model,
     dataset: Dataset,

@@ -247,6 +247,29 @@ def test_values_of_something_else_are_refused(tmp_path):
     assert not list(tmp_path.rglob("targets_*"))
 
 
+@pytest.mark.parametrize("values", [torch.zeros(3), torch.zeros(()), "text", torch.full((12,), float("nan"))], ids=str)
+def test_damaged_values_are_refused(tmp_path, values):
+    bank(tmp_path)
+    calculate_targets(loss_of_file, tmp_path, TESTS, cache="loss")
+    kept = tmp_path / "2" / "targets_loss_1.pt"
+    torch.save({**torch.load(kept), "values": values}, kept)
+    with pytest.raises(ValueError, match=r"targets_loss_1\.pt does not hold a finite value for each of 12 test"):
+        calculate_targets(loss_of_file, tmp_path, TESTS, cache="loss")
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64], ids=str)
+def test_means_of_whole_numbers_are_not_rounded(dtype):
+    """Whether predictions are right, for example: the mean of two runs is often a half."""
+    draw = torch.Generator().manual_seed(0)
+    right = torch.rand(8, 2, 5, generator=draw) < 0.5
+    mask, score = torch.rand(8, 9, generator=draw) < 0.5, torch.randn(9, 5, generator=draw)
+    exact, whole = Targets(right.double(), mask), Targets(right.to(dtype), mask)
+    assert torch.equal(whole.ground_truth().values, exact.ground_truth().values)
+    assert torch.equal(lds(score, whole).correlation, lds(score, exact).correlation)
+    assert torch.equal(lds(score, Targets(right.numpy(), mask)).correlation, lds(score, exact).correlation)
+    assert Targets(right.half(), mask).ground_truth().values.dtype == torch.float16
+
+
 INDICES = {
     "matrix": torch.tensor([[0, 1], [2, 3], [1, 2]]),
     "lists": [torch.tensor([0]), torch.tensor([1, 2]), torch.tensor([3])],
@@ -408,6 +431,7 @@ def test_an_argument_that_was_not_given_before_is_named(tmp_path):
 CHOICES = [
     (slice(1, 3), [1, 2]),
     ([3, 0], [3, 0]),
+    (range(3, 0, -2), [3, 1]),
     (torch.tensor([True, False, False, True]), [0, 3]),
     (None, [0, 1, 2, 3]),
 ]
@@ -415,11 +439,11 @@ NO_CHOICES = [[], [4], [-1], [1, 1], [0.5], [[0, 1]], torch.ones(3, dtype=torch.
 
 
 @pytest.mark.parametrize(("which", "rows"), CHOICES)
-@pytest.mark.parametrize("indices", ["positions", "mask", "unequal"])
+@pytest.mark.parametrize("indices", ["positions", "mask", "unequal", "tuple"])
 def test_selecting_subsets_and_tests(which, rows, indices):
     mask = torch.rand(4, 9, generator=torch.Generator().manual_seed(0)) < 0.5
     unequal = [row.nonzero()[:, 0] for row in mask]
-    kinds = {"positions": mask.double().topk(3, 1).indices, "mask": mask, "unequal": unequal}
+    kinds = {"positions": mask.double().topk(3, 1).indices, "mask": mask, "unequal": unequal, "tuple": (*unequal,)}
     targets = Targets(torch.arange(40.0).view(4, 2, 5), kinds[indices])
     for pair in (targets, targets.ground_truth()):
         found = pair.select(which, tests=slice(1, None))

@@ -211,6 +211,71 @@ def test_what_cannot_be_inverted_says_so():
             influence_function(network(), data(50, 1), data(5, 2), damping=1e-4, curvature="hessian", solver=solver)
 
 
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.memory, self.head = nn.GRU(4, 3, batch_first=True), nn.Linear(3, 3)
+
+    def forward(self, inputs):
+        return self.head(self.memory(inputs[:, None].expand(-1, 3, -1))[0][:, -1])
+
+
+def test_models_that_vmap_cannot_run_are_run_one_by_one():
+    torch.manual_seed(0)
+    model, train, test = Recurrent().double(), data(6, 1), data(3, 2)
+    left, right = one_by_one(model, train), one_by_one(model, test)
+    assert torch.allclose(gradient_dot(model, train, test), left @ right.T)
+    far = influence_function(model, train, test, damping=1e6)
+    assert torch.allclose(1e6 * far, left @ right.T, atol=1e-4)
+    assert trak(model, [model.state_dict()], train, test).shape == (6, 3)
+
+
+class Mixed(nn.Module):
+    def __init__(self, low):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 5), nn.Linear(5, 3).to(low)
+
+    def forward(self, inputs):
+        return self.last(torch.tanh(self.first(inputs)).to(self.last.weight.dtype))
+
+
+@pytest.mark.parametrize("low", [torch.float64, torch.bfloat16], ids=str)
+def test_parameters_of_several_dtypes(low):
+    torch.manual_seed(0)
+    model, train, test = Mixed(low), data(6, 1, torch.float32), data(3, 2, torch.float32)
+    expected = one_by_one(model, train).double() @ one_by_one(model, test).double().T
+    found = gradient_dot(model, train, test)
+    assert found.dtype == torch.promote_types(low, torch.float32)
+    assert torch.allclose(found.double(), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_data_sets_have_samples(name):
+    nothing = TensorDataset(torch.zeros(0, 4).double(), torch.zeros(0).long())
+    for train, test in ((nothing, data(3, 1)), (data(3, 1), nothing)):
+        with pytest.raises(ValueError, match="train_dataset, test_dataset: expected at least one sample"):
+            METHODS[name](network(), train, test)
+
+
+class Spoiling(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.act, self.last = nn.Linear(4, 4), nn.ReLU(inplace=True), nn.Linear(4, 3)
+
+    def forward(self, inputs):
+        return self.last(input=self.act(self.first(inputs)))
+
+
+def test_representations_are_the_inputs_even_if_changed_in_place_or_named():
+    torch.manual_seed(0)
+    model, train, test = Spoiling().double(), data(6, 1), data(3, 2)
+    own, other = model.first(train.tensors[0]), model.first(test.tensors[0])
+    found = representation_similarity(model, train, test, layer="act", kind="dot")
+    assert torch.allclose(found, own @ other.T)
+    found = representation_similarity(model, train, test, kind="dot")
+    assert torch.allclose(found, own.relu() @ other.relu().T)
+
+
 def test_what_is_not_solved_says_so():
     with pytest.warns(UserWarning, match=r"after 2 conjugate gradient steps the largest relative residual is \d"):
         influence_function(network(), data(50, 1), data(5, 2), solver="cg", max_iterations=2)

@@ -92,18 +92,42 @@ def test_what_fails_has_a_row_and_the_others_are_kept(home, tmp_path):
         raise ZeroDivisionError("no damping\nat all")
 
     methods = {"raises": raises, "transposed": matrix().T, "nan": matrix() * math.nan, "evil": tmp_path / "evil.pt",
-               "absent": tmp_path / "absent.pt", "constant": torch.ones(12, 5), "good": matrix()}  # fmt: skip
+               "absent": tmp_path / "absent.pt", "constant": torch.ones(12, 5), "good": matrix(),
+               "once": lambda attributes, metric: iter(matrix().split(2, 1))}  # fmt: skip
     rows = rows_of(evaluate(methods, SETTING, download_path=home))
     assert rows["raises"].error == "ZeroDivisionError: no damping at all"
     assert "looks transposed" in rows["transposed"].error and "NaN or infinity" in rows["nan"].error
     assert "ValueError" in rows["evil"].error and "FileNotFoundError" in rows["absent"].error
+    assert "read more than once, got " in rows["once"].error
     assert rows["constant"].error.startswith("undefined") and not rows["good"].error
     assert all(math.isnan(rows[name].value) for name in methods if name != "good")
 
 
+def test_blocks_of_columns_are_scores(home):
+    board = evaluate({"blocks": matrix().split(2, 1), "whole": matrix()}, SETTING, baselines=False, download_path=home)
+    for metric in ("lds", "loo"):
+        rows = rows_of(board, metric)
+        assert rows["blocks"].value == rows["whole"].value and rows["blocks"].is_best and rows["whole"].is_best
+
+
+def test_methods_that_share_no_test_sample_are_not_called_worse(home):
+    first, last = (matrix().clone() for _ in range(2))
+    first[:, 2:], last[:, :2] = 0, 0
+    board = evaluate({"first": first, "last": last}, SETTING, metrics=["lds"], baselines=False, download_path=home)
+    assert math.isnan(board.rows[1].difference) and board.rows[1].is_best
+
+
+def test_metrics_are_a_list_of_different_names(home):
+    once = evaluate({"a": matrix()}, SETTING, metrics=["lds", "lds"], baselines=False, download_path=home)
+    assert len(once.rows) == 1
+    with pytest.raises(TypeError, match=r"metrics: expected a list of names, got one text; pass \['lds'\]"):
+        evaluate({"a": matrix()}, SETTING, metrics="lds", download_path=home)
+
+
 @pytest.mark.parametrize(
     ("scores", "baselines", "message"),
-    [({"random": matrix()}, True, "name of a baseline"), ([matrix()], True, "dict"), ({"": matrix()}, True, "dict"),
+    [({"random": matrix()}, True, "name of a baseline"), ([matrix()], True, "dict"), ({"": 1}, True, "names as keys"),
+     ({"a": 1, 3: 1}, True, "names as keys, .* got 3"), ({"\n": 1}, True, "names as keys"),
      ({"TRAK": matrix()}, "all", "'TRAK' is the name of a baseline"),
      ({}, "some", 'baselines: expected True, False or "all", got')],
 )  # fmt: skip
@@ -224,7 +248,7 @@ def test_tables_are_written(home, tmp_path):
     for suffix in ("md", "tex", "html", "csv", "json"):
         board.save(tmp_path / f"board.{suffix}")
     assert r"50\%\_a \& b|c" in (tmp_path / "board.tex").read_text()
-    assert r"50%_a & b\|c" in (tmp_path / "board.md").read_text()
+    assert r"50%_a &amp; b\|c" in (tmp_path / "board.md").read_text()
     assert "<b>" not in (tmp_path / "board.html").read_text() and "&lt;b&gt;" in (tmp_path / "board.html").read_text()
     written = json.loads((tmp_path / "board.json").read_text())["rows"]
     with (tmp_path / "board.csv").open() as file:
@@ -235,9 +259,47 @@ def test_tables_are_written(home, tmp_path):
     assert repr(again) == repr(board) and repr(again.rows) == repr(board.rows)
 
 
+HARD = {
+    "<script>x</script>": ("&lt;script&gt;x&lt;/script&gt;",
+                           r"\textless{}script\textgreater{}x\textless{}/script\textgreater{}"),
+    "x^2~": ("x^2~", r"x\textasciicircum{}2\textasciitilde{}"),
+    "[a](b) `c` \\d": (r"[a]\(b) \`c\` \\d", r"{}[a](b) `c` \textbackslash{}d"),
+    "* first": ("* first", "{}* first"),
+    "two\nlines\x1b[31m": ("two lines [31m", "two lines [31m"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HARD)
+@pytest.mark.parametrize("error", ["", "it failed"])
+def test_no_name_breaks_a_table(tmp_path, name, error):
+    board = Leaderboard((LeaderboardRow(name, "lds", *[0.5] * 8, error=error),), "lr on digits")
+    markdown, latex = HARD[name]
+    for suffix, shown in ((".md", f"| {markdown} |"), (".tex", latex + " & ")):
+        board.save(tmp_path / f"board{suffix}")
+        lines = (tmp_path / f"board{suffix}").read_text().split("\n")
+        assert sum(line.startswith(shown) for line in lines) == 1
+    assert all(part.isprintable() for part in repr(board).split("\n")) and "\nlines" not in repr(board)
+    board.save(tmp_path / "board.json")
+    assert Leaderboard.load(tmp_path / "board.json").rows[0].method == name
+
+
+WRONG = {
+    "method": [5, None, ["a"]], "value": ["0.5", [1], {}, True, 10**400], "low": ["0"], "share": [{}], "seconds": ["s"],
+    "is_best": ["yes", 1], "num_checkpoints": ["3", 0.5, {}], "error": [5, None],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in WRONG.items() for value in values])
+def test_fields_of_other_types_are_refused(tmp_path, field, value):
+    record = {"benchmark": "b", "rows": [{"method": "a", "metric": "lds", "value": 1, field: value}]}
+    (tmp_path / "board.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"board.json: expected a table written by Leaderboard.save as .json"):
+        Leaderboard.load(tmp_path / "board.json")
+
+
 @pytest.mark.parametrize(
     "content",
-    ["{", "[]", '{"rows": []}', '{"rows": [{"method": "a"}], "benchmark": "b"}',
+    ["{", "[]", '{"rows": [], "benchmark": 5}', '{"rows": []}', '{"rows": [{"method": "a"}], "benchmark": "b"}',
      '{"rows": [{"method": "a", "metric": "lds", "colour": 1}], "benchmark": "b"}',
      '{"rows": [{"method": "a", "metric": "size"}], "benchmark": "b"}'],
 )  # fmt: skip
@@ -281,6 +343,7 @@ def test_the_command(home, tmp_path):
 
 def test_what_a_method_does_to_the_model_reaches_no_other(home):
     def spoils(attributes, metric):
+        attributes["models_full"].clear()
         for part in attributes["model"].parameters():
             part.data.zero_()
         return matrix() if metric != "mislabel" else matrix()[:, 0]

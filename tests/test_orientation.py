@@ -100,6 +100,25 @@ def test_forms_of_scores_and_truth(tmp_path, form):
         check_orientation(turned, truth)
 
 
+@pytest.mark.parametrize("num_models", [3, 4, 5, 6, 7])
+@pytest.mark.parametrize("metric", ["lds", "loo"])
+def test_few_models_accuse_nobody_by_chance(metric, num_models):
+    """Three random numbers come in one particular order in a sixth of all cases."""
+    flagged = 0
+    for _ in range(150):
+        score, values = draw(20, 1).expand(20, 4), draw(num_models, 1).expand(num_models, 4)
+        chosen = subsets_of(20, num_models) if metric == "lds" else torch.randperm(20, generator=NORMAL)[:num_models]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            flagged += check_orientation(score, (values, chosen)) is not None
+    assert flagged <= 1
+
+
+def test_blocks_of_columns_are_not_checked():
+    score, truth = TRUTHS["lds"]
+    assert check_orientation((-score).split(5, 1), truth) is None
+
+
 def test_what_can_be_read_only_once_is_not_read():
     def blocks():
         raise AssertionError("read")

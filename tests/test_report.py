@@ -1,12 +1,15 @@
 """What `judge` says about scores: the value of the metric, whatever form they have, and what cannot be judged."""
 
+import json
 import warnings
 
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
-from dattri.metric import GroundTruth, lds, loo_corr
+from dattri.cli import app
+from dattri.metric import GroundTruth, Targets, lds, loo_corr
 from dattri.metric.report import judge
 from dattri.metric.subsets import members_of, read_subsets
 
@@ -86,3 +89,39 @@ def test_what_does_not_fit_is_refused():
         judge(SCORE, LDS, num_train=199)
     with pytest.raises(ValueError, match=r"it looks transposed, \(num_test, num_train\): pass score\.T"):
         judge(SCORE.T, LDS, num_train=200)
+
+
+def run(*options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return CliRunner().invoke(app, ["evaluate", *map(str, options)])
+
+
+def test_home_is_expanded_in_the_command(tmp_path, monkeypatch):
+    """A shell leaves the tilde of --scores=~/a.npy alone."""
+    home, work = tmp_path / "home", tmp_path / "work"
+    home.mkdir(), work.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("USERPROFILE", str(home))
+    monkeypatch.chdir(work)
+    np.save(home / "a.npy", SCORE.numpy())
+    GroundTruth(*LDS).save(home / "truth.pt")
+    done = run("--scores=~/a.npy", "--ground-truth=~/truth.pt", "--picture=~/b.png")
+    assert done.exit_code == 0 and (home / "b.png").is_file()
+    assert run("--scores=~/a.npy", "--ground-truth=~/truth.pt").exit_code == 0
+    assert (home / "a.npy-truth.pt-lds.png").is_file() and not list(work.iterdir())
+
+
+def test_json_has_no_nan(tmp_path):
+    torch.save(SCORE[:, 0].clone(), tmp_path / "own.pt")
+    torch.save(torch.arange(200) == 7, tmp_path / "wrong.pt")
+    done = run("--scores", tmp_path / "own.pt", "--ground-truth", tmp_path / "wrong.pt", "--json")
+    found = json.loads(done.stdout, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert found["low"] is None and found["high"] is None and 0 <= found["value"] <= 1
+
+
+def test_an_unbounded_share_of_the_ceiling_is_said_in_words():
+    noise = torch.randn(60, 2, 30, generator=torch.Generator().manual_seed(0))  # so the ceiling may be 0
+    summary = judge(SCORE, Targets(noise, INDICES)).summary
+    assert "inf%" not in summary
+    assert "too few models for an interval" in summary

@@ -110,6 +110,13 @@ def test_arrays_of_something_else(tmp_path, values):
         read_scores(file)
 
 
+@pytest.mark.parametrize("content", [(), [], {}, (None, None), ([[1, 2], [3]], [[0], [1]]), ("a", "b")], ids=str)
+def test_ground_truth_that_is_no_pair_of_tensors(tmp_path, content):
+    torch.save(content, tmp_path / "truth.pt")
+    with pytest.raises((TypeError, ValueError), match=r"^ground truth .*truth\.pt"):
+        read_ground_truth(tmp_path / "truth.pt")
+
+
 def test_ground_truth_of_every_metric(tmp_path):
     values, score = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
     pairs = {

@@ -503,6 +503,14 @@ def test_interval_of_a_difference_of_targets_covers(share):
     assert 0.93 * repeats <= held <= 0.99 * repeats
 
 
+@pytest.mark.parametrize("scale", [2.0**-1040, 2.0**-700, 2.0**700, 2.0**1020])
+def test_comparing_targets_of_any_size(scale):
+    first, second = torch.randn(2, 4, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    plain, scaled = compare_targets(first, second), compare_targets(scale * first, scale * second)
+    assert scaled.pvalue == pytest.approx(plain.pvalue)
+    assert [each / scale for each in scaled[:3]] == pytest.approx(plain[:3], rel=1e-6)
+
+
 def test_comparing_targets_of_any_kind():
     generator = torch.Generator().manual_seed(0)
     losses = torch.rand(5, 30, generator=generator)

@@ -18,8 +18,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from dattri.benchmark.gradients import (
-    FlatModel, Projection, at_checkpoints, curvature_products, gradients, pair_of, products, solve_by_matrix,
-    solve_by_products,
+    FlatModel, Projection, at_checkpoints, curvature_products, gradients, not_empty, pair_of, products,
+    solve_by_matrix, solve_by_products,
 )
 from ..metric.correlation import lds
 from ..metric.ground_truth import GroundTruth, Targets
@@ -303,7 +303,7 @@ _NOT_CONVERGED = (
 
 def _check_influence(damping: Any, curvature: Any, solver: Any, tolerance: Any) -> None:
     """`ValueError` naming the option that is out of range."""
-    if not (_is_number(damping) and damping >= 0):
+    if not (_is_number(damping) and 0 <= damping < float("inf")):
         raise ValueError(f"damping: expected a number of 0 or larger, got {damping!r}")
     if not (_is_number(tolerance) and tolerance > 0):
         raise ValueError(f"tolerance: expected a number larger than 0, got {tolerance!r}")
@@ -481,7 +481,7 @@ def trak(
     >>> trak(models[0], [model.state_dict() for model in models], train, test, dim=4).shape
     torch.Size([30, 10])
     """
-    if not (_is_number(damping) and damping >= 0):
+    if not (_is_number(damping) and 0 <= damping < float("inf")):
         raise ValueError(f"damping: expected a number of 0 or larger, got {damping!r}")
     number = _dim_for(len(train_dataset)) if dim is None else check_int("dim", dim, 1)
     seed, total = check_seed(seed), torch.zeros((), dtype=torch.float64)
@@ -623,17 +623,22 @@ _LIKENESS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
 def _represented(model: nn.Module, dataset: Any, layer: str | None) -> Iterator[torch.Tensor]:
     """Inputs of a layer for each batch, flattened."""
     given: list[Any] = []
-    hooks = [part.register_forward_pre_hook(lambda _, args: given.append(args[0])) for part in _layers(model, layer)]
+
+    def keep(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        last = next(iter((*args, *named.values())), None)
+        given[:] = [last.clone() if isinstance(last, torch.Tensor) else last]  # the layer may change it in place
+
+    hooks = [part.register_forward_pre_hook(keep, with_kwargs=True) for part in _layers(model, layer)]
     device = next((part.device for part in model.parameters()), torch.device("cpu"))
     try:
-        for batch in DataLoader(dataset, batch_size=256, generator=torch.Generator()):
+        for batch in DataLoader(not_empty(dataset), batch_size=256, generator=torch.Generator()):
             inputs, _ = pair_of(batch, num_tensors=1)  # labels are ignored
             given.clear()
             with torch.no_grad():
                 model(inputs.to(device))
-            if not given or not isinstance(given[-1], torch.Tensor):
+            if not given or not isinstance(given[0], torch.Tensor):
                 raise ValueError("layer: it was not called with a tensor; name another module of the model")
-            yield given[-1].flatten(1)
+            yield given[0].flatten(1)
     finally:
         for hook in hooks:
             hook.remove()

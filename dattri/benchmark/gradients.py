@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +54,15 @@ class FlatModel:
         if not trained:
             raise ValueError("model: expected parameters that require a gradient, but it has none")
         self.shapes = {name: part.shape for name, part in trained.items()}
+        self._dtypes = [part.dtype for part in trained.values()]  # the vector has one that can hold them all
         self.vector = torch.cat([part.flatten() for part in trained.values()])
         self.max_bytes = check_int("max_bytes", max_bytes, 1)
 
     def outputs(self, vector: torch.Tensor, inputs: torch.Tensor) -> Any:
         """Outputs of the model for a batch."""
         parts = vector.split([shape.numel() for shape in self.shapes.values()])
-        named = {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
+        shaped = zip(self.shapes.items(), parts, self._dtypes, strict=True)
+        named = {name: part.view(shape).to(dtype) for (name, shape), part, dtype in shaped}
         with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second or forward derivative, nor a batching rule
             return functional_call(self._module(), named, (inputs,))
 
@@ -98,9 +101,16 @@ class FlatModel:
     def batches(self, dataset: Any, size: int = _BATCH) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Inputs and labels of a data set, in order."""
         own = torch.Generator()  # a loader draws a seed, from the global generator unless it has its own
-        for batch in DataLoader(dataset, batch_size=size, generator=own):
+        for batch in DataLoader(not_empty(dataset), batch_size=size, generator=own):
             inputs, labels = pair_of(batch)
             yield inputs.to(self.vector.device), labels.to(self.vector.device)
+
+# %% ../../nbs/benchmark/18_gradients.ipynb #new1
+def not_empty(dataset: Any) -> Any:
+    """The data set; `ValueError` if it has no samples."""
+    if not len(dataset):
+        raise ValueError("train_dataset, test_dataset: expected at least one sample, got an empty data set")
+    return dataset
 
 # %% ../../nbs/benchmark/18_gradients.ipynb #4f855ecb
 def pair_of(batch: Any, num_tensors: int = 2) -> tuple[torch.Tensor, Any]:
@@ -115,13 +125,27 @@ def pair_of(batch: Any, num_tensors: int = 2) -> tuple[torch.Tensor, Any]:
     return parts
 
 # %% ../../nbs/benchmark/18_gradients.ipynb #b5d58859
+def _for_each(function: Callable, in_dims: tuple[int | None, ...]) -> Callable:
+    """`torch.vmap` of a function, or for models with operations that it lacks, such as recurrent ones, a loop."""
+    many = vmap(function, in_dims)
+
+    def of_all(*args: torch.Tensor) -> torch.Tensor:
+        try:
+            return many(*args)
+        except RuntimeError:
+            sides = [part if dim == 0 else repeat(part) for part, dim in zip(args, in_dims, strict=True)]
+            return torch.stack([function(*each) for each in zip(*sides, strict=False)])
+
+    return of_all
+
+
 def gradients(flat: FlatModel, dataset: Any) -> Iterator[torch.Tensor]:
     """Gradients of each sample's loss, in blocks of shape (block_size, num_parameters)."""
 
     def of_one(vector: torch.Tensor, inputs: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         return flat.loss(vector, inputs[None], label[None])
 
-    of_many = vmap(grad(of_one), in_dims=(None, 0, 0))
+    of_many = _for_each(grad(of_one), (None, 0, 0))
     for inputs, labels in flat.batches(dataset, min(_BATCH, flat.rows(4))):
         yield of_many(flat.vector, inputs, labels).detach()
 
@@ -153,7 +177,7 @@ def products(
     if test is None:
         return torch.cat([(on_train(block) * on_test(block)).sum(1) for block in gradients(flat, train)])
     columns = []
-    for start in range(0, len(test), flat.rows(share)):
+    for start in range(0, len(not_empty(test)), flat.rows(share)):
         rows = range(start, min(start + flat.rows(share), len(test)))
         held = on_test(torch.cat([*gradients(flat, Subset(test, rows))])).T
         columns.append(torch.cat([on_train(block) @ held for block in gradients(flat, train)]))
@@ -174,7 +198,7 @@ def curvature_products(flat: FlatModel, dataset: Any, kind: str) -> Map:
         total = torch.zeros_like(vectors)
         blocks = [slice(start, start + num_rows) for start in range(0, len(vectors), num_rows)]
         for inputs, labels in flat.batches(dataset, size):
-            many, share = vmap(partial(one, flat), (0, None, None)), len(inputs) / len(dataset)
+            many, share = _for_each(partial(one, flat), (0, None, None)), len(inputs) / len(dataset)
             add = partial(_add_rows, total, share, lambda rows: many(vectors[rows], inputs, labels))  # noqa: B023
             _on_each(add, blocks, vectors.device)
         return total
@@ -248,18 +272,20 @@ def solve_by_products(
 
 _INDEFINITE = (
     "damping: the curvature plus the damping is not positive definite, so its inverse cannot predict what removing a "
-    'sample does; use a larger damping, or curvature="gauss-newton", which is positive semidefinite for convex losses'
+    'sample does; use a larger damping, or curvature="gauss-newton", which is positive semidefinite for convex losses '
+    "except for rounding (with a small damping, pass the model and data in float64)"
 )
 
 # %% ../../nbs/benchmark/18_gradients.ipynb #2df2144e
 def solve_by_matrix(times: Map, damping: float, like: torch.Tensor) -> Map:
     """Solutions for right-hand sides, one per row, by Cholesky; `ValueError` unless positive definite."""
-    matrix = times(torch.eye(len(like), dtype=like.dtype, device=like.device))
+    wide = torch.promote_types(like.dtype, torch.float32)  # half precision has no Cholesky factorisation
+    matrix = times(torch.eye(len(like), dtype=like.dtype, device=like.device)).to(wide)
     matrix.diagonal().add_(damping)
     factor, failed = torch.linalg.cholesky_ex((matrix + matrix.T) / 2)
     if int(failed):
         raise ValueError(_INDEFINITE)
-    return lambda right: torch.cholesky_solve(right.T, factor).T
+    return lambda right: torch.cholesky_solve(right.T.to(wide), factor).T.to(right.dtype)
 
 # %% ../../nbs/benchmark/18_gradients.ipynb #0492be76
 _UNIT = 1024  # rows of a projection that share a seed

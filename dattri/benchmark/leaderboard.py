@@ -12,8 +12,9 @@ import io
 import json
 import math
 import os
+import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -101,7 +102,8 @@ class Leaderboard:
         rows = [row for row in self.rows if row.metric == metric]
         outside = [row.method for row in rows if row.value < row.low or row.value > row.high]
         notes = [f"{row.method}: {row.error}" for row in rows if row.error]
-        return [*notes, _OUTSIDE.format(", ".join(outside))] if outside else notes
+        notes += [_OUTSIDE.format(", ".join(outside))] * bool(outside)
+        return [_one_line(note) for note in notes]
 
     def __repr__(self) -> str:
         tables = ("\n".join([as_text(cells), *self._notes(metric)]) for metric, cells in self._tables().items())
@@ -143,8 +145,9 @@ class Leaderboard:
         file = Path(path).expanduser()
         try:
             record = json.loads(file.read_text())
-            return cls(tuple(_from_record(row) for row in record["rows"]), str(record["benchmark"]))
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            rows = tuple(_from_record(row) for row in record["rows"])
+            return cls(rows, _typed("benchmark", record["benchmark"], str))
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             what = f"{type(error).__name__}: {error}"
             raise ValueError(f"{file}: expected a table written by Leaderboard.save as .json ({what})") from error
 
@@ -171,13 +174,19 @@ _OUTSIDE = "outside its interval: {}; few models bias the value towards 0, and t
 _HEAD = ("value", "95% interval", "of ceiling", "behind the best", "checkpoints", "seconds")
 
 
+def _one_line(text: str) -> str:
+    """Text without line breaks and control characters, which would break tables and reach the terminal."""
+    return " ".join("".join(mark if mark.isprintable() else " " for mark in text).split())
+
+
 def _cells(row: LeaderboardRow) -> list[str]:
     """A row as text."""
+    method = _one_line(row.method)
     if row.error:
-        return [row.method, "none", *[""] * (len(_HEAD) - 1)]
+        return [method, "none", *[""] * (len(_HEAD) - 1)]
     behind = f"{row.difference:.3f} [{row.difference_low:.3f}, {row.difference_high:.3f}]" if row.difference else "best"
     return [
-        row.method + " *" * row.is_best, f"{row.value:.3f}", f"[{row.low:.3f}, {row.high:.3f}]",
+        method + " *" * row.is_best, f"{row.value:.3f}", f"[{row.low:.3f}, {row.high:.3f}]",
         "" if math.isnan(row.share) else f"{row.share:.0%}", "" if math.isnan(row.difference) else behind,
         "" if row.num_checkpoints is None else str(row.num_checkpoints),
         "" if math.isnan(row.seconds) else f"{row.seconds:.1f}",
@@ -194,21 +203,36 @@ def _as_markdown(board: Leaderboard) -> str:
     """Markdown tables."""
     parts = []
     for metric, cells in board._tables().items():
-        head, *body = [" | ".join(cell.replace("|", r"\|") for cell in row) for row in cells]
+        head, *body = [" | ".join(_for_markdown(cell) for cell in row) for row in cells]
         parts.append("\n".join([f"| {head} |", "|" + "---|" * len(cells[0]), *(f"| {row} |" for row in body)]))
-        parts += board._notes(metric)
+        parts += map(_for_markdown, board._notes(metric))
     return "\n\n".join(parts) + "\n"
+
+
+def _for_markdown(text: str) -> str:
+    """Text that shows as it is: no HTML, code, links or cells."""
+    escaped = re.sub(r"[\\`|]|(?<=\])\(", lambda mark: "\\" + mark[0], text)
+    return html.escape(escaped, quote=False)
 
 
 def _as_latex(board: Leaderboard) -> str:
     """LaTeX tables with booktabs rules."""
-    special = str.maketrans({character: "\\" + character for character in "&%$#_{}"} | {"\\": r"\textbackslash{}"})
     parts = []
     for cells in board._tables().values():
-        head, *body = [" & ".join(cell.translate(special) for cell in row) + r" \\" for row in cells]
+        head, *body = [" & ".join(_for_latex(cell) for cell in row) + r" \\" for row in cells]
         frame = r"\begin{tabular}{l" + "r" * (len(cells[0]) - 1) + "}"
         parts.append("\n".join([frame, r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]))
     return "\n\n".join(parts) + "\n"
+
+
+_NAMED = {"\\": "backslash", "~": "asciitilde", "^": "asciicircum", "<": "less", ">": "greater"}
+_LATEX = {character: rf"\text{name}{{}}" for character, name in _NAMED.items()}
+_LATEX |= {character: "\\" + character for character in "&%$#_{}"}
+
+
+def _for_latex(text: str) -> str:
+    """Text that shows as it is; a bracket or star at the start would be an option of the line break before it."""
+    return "{}" * text.startswith(("[", "*")) + "".join(_LATEX.get(mark, mark) for mark in text)
 
 
 def _as_csv(board: Leaderboard) -> str:
@@ -233,8 +257,20 @@ def _with_null(row: Any) -> dict[str, Any]:
 def _from_record(row: dict[str, Any]) -> LeaderboardRow:
     """A row from its fields; None is nan, except for the number of checkpoints."""
     kind_of(row["metric"])
-    fields: dict[str, Any] = {name: math.nan if value is None else value for name, value in row.items()}
-    return LeaderboardRow(**(fields | {"num_checkpoints": row.get("num_checkpoints")}))
+    fields = {name: _typed(name, value, _FIELDS.get(name, float)) for name, value in row.items()}
+    return LeaderboardRow(**fields)
+
+
+_FIELDS: dict[str, type] = {"method": str, "metric": str, "error": str, "is_best": bool, "num_checkpoints": int}
+
+
+def _typed(name: str, value: Any, kind: type) -> Any:
+    """A value of a JSON file in its type; `TypeError` if it has another."""
+    if kind is float and not isinstance(value, bool) and isinstance(value, (int, float, type(None))):
+        return math.nan if value is None else float(value)
+    if type(value) is not kind and not (kind is int and value is None):
+        raise TypeError(f"{name}: expected {kind.__name__}, got {type(value).__name__}")
+    return value
 
 
 _WRITERS: dict[str, Callable[[Leaderboard], str]] = {
@@ -309,9 +345,11 @@ def evaluate(
     """
     setting = benchmark if isinstance(benchmark, Setting) else find_setting(*benchmark)
     beside = _checked(scores, baselines)
+    if isinstance(metrics, str):
+        raise TypeError(f"metrics: expected a list of names, got one text; pass [{metrics!r}]")
     rows: list[LeaderboardRow] = []
     runs: dict[tuple[str, bool], _Scored] = {}
-    for metric in setting.metrics if metrics is None else metrics:
+    for metric in dict.fromkeys(setting.metrics if metrics is None else metrics):
         attributes, truth = load_setting(setting, metric, download_path, device=device, n_jobs=n_jobs)
         applying = Given.of(attributes, metric, truth).applying(beside) if beside else {}
         found = {}
@@ -326,8 +364,10 @@ def evaluate(
 
 def _checked(scores: Mapping[str, Any], baselines: bool | str) -> dict[str, Baseline]:
     """The requested baselines; an error if methods are not named, or named like a baseline."""
-    if not isinstance(scores, Mapping) or not all(isinstance(name, str) and name for name in scores):
+    if not isinstance(scores, Mapping):
         raise TypeError(f"scores: expected a dict of methods by name, got {type(scores).__name__}")
+    if unnamed := [name for name in scores if not isinstance(name, str) or not _one_line(name)]:
+        raise TypeError(f"scores: expected names as keys, text that can be printed, got {unnamed[0]!r}")
     if not isinstance(baselines, bool) and baselines != "all":
         raise ValueError(f'baselines: expected True, False or "all", got {baselines!r}')
     names = tuple(BASELINES) if baselines == "all" else SIMPLE if baselines else ()
@@ -354,18 +394,29 @@ def _scored(entry: Any, attributes: dict[str, Any], metric: str) -> _Scored:
         entry = read_scores(entry) if isinstance(entry, (str, os.PathLike)) else entry
         if not callable(entry):
             whole = metric == "mislabel" and len(getattr(entry, "shape", (0, 0))) > 1
-            return _Scored(error="no self-attribution was given") if whole else _Scored(entry)
+            return _Scored(error="no self-attribution was given") if whole else _Scored(_readable(entry))
         own, begin = _own(attributes), time.perf_counter()
         made = entry(own, metric)
-        return _Scored(made, time.perf_counter() - begin, num_checkpoints=models)
+        return _Scored(_readable(made), time.perf_counter() - begin, num_checkpoints=models)
     except Exception as error:  # any error of a method is shown in its row
         return _Scored(error=_told(error), num_checkpoints=models)
 
 
+def _readable(scores: Any) -> Any:
+    """The scores; `TypeError` if they can be read only once, because intervals and differences read them again."""
+    if isinstance(scores, Iterator):
+        raise TypeError(
+            f"expected scores that can be read more than once, got {type(scores).__name__}; pass torch.cat([*blocks], "
+            "1), or a memory map if that is too large"
+        )
+    return scores
+
+
 def _own(attributes: dict[str, Any]) -> dict[str, Any]:
-    """Attributes for one method: what it does to the model must not reach the next one."""
+    """Attributes for one method: what it does to the model and the lists of files must not reach the next one."""
     own = copy.copy(attributes)
     own["model"] = copy.deepcopy(attributes["model"])
+    own.update({name: copy.copy(files) for name, files in attributes.items() if isinstance(files, list)})
     return own
 
 
@@ -400,12 +451,13 @@ def _row(name: str, scored: _Scored, metric: str, truth: Any, ceiling: float) ->
                 f"{tuple(scored.scores.shape)}; a function gets metric='mislabel' and returns self-attribution then"
             )
         interval = KINDS[metric].interval(scored.scores, truth)
+        if not math.isnan(interval.mean):
+            check_orientation(scored.scores, truth, metric, name=name, value=interval.mean)
     except Exception as error:  # any error of a metric on scores that do not fit
         return row._replace(error=_told(error))
     if math.isnan(interval.mean):
         return row._replace(error="undefined: constant for every test sample")
     value, low, high = interval
-    check_orientation(scored.scores, truth, metric, name=name, value=value)
     return row._replace(value=value, low=low, high=high, ceiling=ceiling, share=value / ceiling)
 
 
@@ -418,4 +470,4 @@ def _behind(best: str, row: LeaderboardRow, found: Mapping[str, _Scored], truth:
         sure_to_be_wrong = row.high < KINDS[row.metric].chance
         return row._replace(difference=0.0, difference_low=0.0, difference_high=0.0, is_best=not sure_to_be_wrong)
     difference, low, high, _ = KINDS[row.metric].compare(found[best].scores, found[row.method].scores, truth)
-    return row._replace(difference=difference, difference_low=low, difference_high=high, is_best=low <= 0)
+    return row._replace(difference=difference, difference_low=low, difference_high=high, is_best=not low > 0)

@@ -138,11 +138,14 @@ class KeptValues:
         Digest of the test samples.
     target : str
         Description of the target function.
+    num_test : int
+        Number of test samples.
     """
 
     name: str
     tests: str
     target: str
+    num_test: int
 
     @classmethod
     def of(cls, name: str, target_func: Any, dataloader: DataLoader) -> KeptValues:
@@ -152,14 +155,14 @@ class KeptValues:
                 f"cache: expected a name of letters, digits, '.', '_' and '-', such as \"test_loss\", got {name!r}"
             )
         described = f"{function_name(target_func)} {describe(function_arguments(target_func))}"
-        return cls(name, batches_digest(dataloader), described)
+        return cls(name, batches_digest(dataloader), described, count_tests(dataloader))
 
     def file(self, checkpoint: Path) -> Path:
         """File of the values of a checkpoint."""
         return checkpoint.with_name(kept_file(self.name, checkpoint.name))
 
     def read(self, checkpoint: Path) -> torch.Tensor | None:
-        """Values of a checkpoint, None if missing; `ValueError` if they belong to something else."""
+        """Values of a checkpoint, None if missing; `ValueError` if they belong to something else or are damaged."""
         file = self.file(checkpoint)
         if not has_zip_directory(file):
             return None
@@ -172,7 +175,10 @@ class KeptValues:
                     f"cache: {file} was made with {_OTHER[what]} under the same name {self.name!r}. Use another name, "
                     f"or remove the files {file.parent.parent / '*' / kept_file(self.name, 'model_weights_*.pt')}"
                 )
-        return kept["values"]
+        values = kept["values"]
+        if getattr(values, "shape", None) != (self.num_test,) or not bool(values.isfinite().all()):
+            raise ValueError(f"{file} does not hold a finite value for each of {self.num_test} test samples; remove it")
+        return values
 
     def write(self, checkpoint: Path, values: torch.Tensor) -> None:
         """Keep the values of a checkpoint."""

@@ -141,7 +141,7 @@ def read_ground_truth(file: str | os.PathLike) -> GroundTruth | Targets | torch.
     """
     content = _read("ground truth", file)
     if not isinstance(content, (torch.Tensor, np.ndarray)):
-        runs = isinstance(content, (tuple, list)) and np.ndim(content[0]) == 3
+        runs = isinstance(content, (tuple, list)) and bool(content) and getattr(content[0], "ndim", 0) == 3
         return (as_targets if runs else as_ground_truth)(f"ground truth {file}", content)
     if content.ndim != 1:
         raise ValueError(

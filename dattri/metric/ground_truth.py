@@ -118,7 +118,7 @@ class GroundTruth(NamedTuple):
 
         Parameters
         ----------
-        subsets, tests : slice, list or 1-D tensor of positions, or boolean mask, optional
+        subsets, tests : slice, range, list or 1-D tensor of positions, or boolean mask, optional
             Which subsets (for `loo_corr`: models) and which test samples to keep, in this order. Default: all.
 
         Returns
@@ -175,9 +175,13 @@ class Targets(NamedTuple):
         return _as_html(self)
 
     def ground_truth(self) -> GroundTruth:
-        """Minus the mean over the runs, for `lds`: a smaller loss is a larger ground truth."""
-        mean = self.values.double().mean(1).to(self.values.dtype)
-        return GroundTruth(-mean, self.indices)
+        """Minus the mean over the runs, for `lds`: a smaller loss is a larger ground truth.
+
+        In the dtype of the values, or float64 if they are integers or booleans.
+        """
+        values = as_real_tensor("targets, values", self.values)
+        dtype = values.dtype if values.is_floating_point() else torch.float64  # a mean of integers is seldom one
+        return GroundTruth(-values.double().mean(1).to(dtype), self.indices)
 
     def join(self, other: Targets) -> Targets:
         """Runs of both, for the same subsets; use it to add more runs.
@@ -247,7 +251,7 @@ class Targets(NamedTuple):
 
         Parameters
         ----------
-        subsets, tests : slice, list or 1-D tensor of positions, or boolean mask, optional
+        subsets, tests : slice, range, list or 1-D tensor of positions, or boolean mask, optional
             Which subsets and which test samples to keep, in this order. Default: all.
 
         Returns
@@ -282,7 +286,8 @@ def _selected(pair: GroundTruth | Targets, subsets: Any, tests: Any) -> tuple[to
     """Values and indices of some rows and columns."""
     rows = _chosen("subsets", subsets, len(pair.values))
     columns = _chosen("tests", tests, pair.values.shape[-1])
-    indices = [pair.indices[row] for row in rows] if isinstance(pair.indices, list) else pair.indices[rows]
+    listed = isinstance(pair.indices, (list, tuple))
+    indices = [pair.indices[row] for row in rows] if listed else pair.indices[rows]
     return pair.values[rows][..., columns], indices
 
 
@@ -291,12 +296,12 @@ def _chosen(name: str, which: Any, count: int) -> list[int]:
     if which is None or isinstance(which, slice):
         positions = list(range(count))[which or slice(None)]
     else:
-        given = as_real_tensor(name, which)
+        given = as_real_tensor(name, list(which) if isinstance(which, range) else which)
         if given.dtype == torch.bool and given.shape == (count,):
             given = given.nonzero()[:, 0]
         if given.ndim != 1 or (given.dtype not in _INTEGERS and len(given)):
             raise ValueError(
-                f"{name}: expected a slice, a 1-D list of positions or a boolean mask of length {count}, got "
+                f"{name}: expected a slice, a range, a 1-D list of positions or a boolean mask of length {count}, got "
                 f"{given.dtype} of shape {tuple(given.shape)}"
             )
         positions = given.tolist()

@@ -13,6 +13,7 @@ import numpy as np
 from .correlation import Predictions
 from .inputs import as_real_tensor
 from .kinds import KINDS, kind_of
+from .scores import is_blocks
 from .uncertainty import ConfidenceInterval
 
 # %% auto #0
@@ -27,7 +28,8 @@ def check_orientation(
     The sign is flagged if the metric is below that of random scores with 99.9% confidence (see `lds_interval`). The
     axes are flagged if the matrix is square and the transposed matrix is better with the same confidence (the two
     intervals do not overlap) and at least twice as good. Random scores are flagged in less than 1% of all cases,
-    correct scores never.
+    correct scores never. With fewer than 7 models nothing is flagged: they would all come in the opposite order by
+    chance in more than 0.1% of cases.
 
     Parameters
     ----------
@@ -74,8 +76,10 @@ def check_orientation(
     """
     metric = metric_of(ground_truth, metric)
     said = isinstance(score, Predictions)
-    score = as_real_tensor("score", score) if isinstance(score, (list, tuple)) and not said else score
-    if not hasattr(score.values if said else score, "shape"):
+    if isinstance(score, (list, tuple)) and not said and not is_blocks(score):
+        score = as_real_tensor("score", score)
+    few = metric != "mislabel" and len(ground_truth[0]) < _FEWEST_MODELS
+    if few or not hasattr(score.values if said else score, "shape"):
         return None
     found = _opposite(score, ground_truth, metric, value) or _transposed(score, ground_truth, metric, value)
     if found is not None:
@@ -84,6 +88,7 @@ def check_orientation(
 
 # %% ../../nbs/metric/18_orientation.ipynb #4893ca56
 _CONFIDENCE = 0.999
+_FEWEST_MODELS = 7  # 1 / 7! < 1 - 0.999
 
 # %% ../../nbs/metric/18_orientation.ipynb #2c7dd4c2
 def metric_of(ground_truth: Any, metric: str | None) -> str:

@@ -154,7 +154,8 @@ def _below_ceiling(score: Any, targets: Targets | None) -> str:
     if targets is None or num_runs == 1:
         return ""
     ceiling, share = lds_ceiling(targets), ceiling_share(score, targets)
-    ends = "" if np.isnan(share.low) else f", 95% interval [{share.low:.1%}, {share.high:.1%}]"
+    known = np.isfinite([share.low, share.high]).all()
+    ends = f", 95% interval [{share.low:.1%}, {share.high:.1%}]" if known else ", too few models for an interval"
     return (
         f"ceiling {ceiling.mean:.3f} with {num_runs} runs of each subset, of which the scores reach {share.mean:.1%}"
         f"{ends}\n"

@@ -15,7 +15,7 @@ import torch
 from .display import in_short
 from .inputs import as_real_tensor, check_real
 from .mislabel import area_below, count_found
-from .scores import Block, Scores
+from .scores import Block, Scores, is_blocks
 from ..model_util.threads import map_blocks, row_blocks, single_thread
 
 # %% auto #0
@@ -558,7 +558,7 @@ def _of_each(function: Callable[..., torch.Tensor], score: Any, num_test: int) -
     """Results (result, test) of calls with scores (some test samples, train) and the numbers of the test samples."""
     if num_test == 0:
         raise ValueError("score: expected one or more test samples (columns), got none")
-    if isinstance(score, (list, tuple)) and not (score and len(getattr(score[0], "shape", ())) == 2):
+    if isinstance(score, (list, tuple)) and not is_blocks(score):
         score = as_real_tensor("score", score)
     parts, dtype = [], torch.float32
     with single_thread():

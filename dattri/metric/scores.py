@@ -126,6 +126,11 @@ def _is_column_major(score: Any) -> bool:
     height, width = (size if isinstance(size, int) else max(size) for size in chunks)
     return height * score.shape[1] > width * score.shape[0]
 
+# %% ../../nbs/metric/05_scores.ipynb #new1
+def is_blocks(score: Any) -> bool:
+    """Whether a list holds blocks of columns, not the rows of one matrix."""
+    return bool(score) and len(getattr(score[0], "shape", ())) == 2
+
 # %% ../../nbs/metric/05_scores.ipynb #3ca74e5b
 def _is_array(values: Any) -> bool:
     """Whether it has a shape; for a nested tensor, asking raises an error."""
@@ -147,7 +152,7 @@ class Scores:
     """
 
     def __init__(self, score: Any) -> None:
-        if isinstance(score, (list, tuple)) and not (score and len(getattr(score[0], "shape", ())) == 2):
+        if isinstance(score, (list, tuple)) and not is_blocks(score):
             score = torch.as_tensor(score)
         if not _is_array(score) and (isinstance(score, (str, os.PathLike)) or not isinstance(score, Iterable)):
             raise TypeError(

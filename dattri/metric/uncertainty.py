@@ -233,8 +233,8 @@ def compare_targets(a: Any, b: Any, *, confidence: float = 0.95) -> Comparison:
     -------
     Comparison
         ``difference`` is the mean of `a` minus that of `b`, in the unit of the targets; ``low`` and ``high`` are the
-        ends of its interval; ``pvalue`` in [0, 1] is two-sided, for the hypothesis of no difference. Identical targets
-        give (0, 0, 0, 1).
+        ends of its interval; ``pvalue`` in [0, 1] is two-sided, for the hypothesis of no difference. With one test
+        sample, both are for that sample, over infinitely many runs. Identical targets give (0, 0, 0, 1).
 
     Raises
     ------
@@ -258,7 +258,7 @@ def compare_targets(a: Any, b: Any, *, confidence: float = 0.95) -> Comparison:
     >>> after = before - 0.1 + 0.2 * torch.randn(6, 200, generator=generator)
     >>> result = compare_targets(after, before)
     >>> print(f"{result.difference:.2f} [{result.low:.2f}, {result.high:.2f}]")
-    -0.10 [-0.12, -0.08]
+    -0.09 [-0.11, -0.07]
     """
     check_confidence(confidence)
     first, second = (_runs_and_tests(*named) for named in (("a", a), ("b", b)))
@@ -267,8 +267,11 @@ def compare_targets(a: Any, b: Any, *, confidence: float = 0.95) -> Comparison:
             f"b: expected as many runs and test samples as a, {tuple(first.shape)}, got {tuple(second.shape)}; the "
             "comparison is paired"
         )
-    estimate = crossed([(first - second.to(first.device)).T])
-    return Comparison(estimate.mean, *_difference_interval(estimate, confidence, most=math.inf))
+    second = second.to(first.device)
+    scale = float(torch.maximum(first.abs().max(), second.abs().max())) or 1.0  # against over- and underflow
+    estimate = crossed([(first / scale - second / scale).T])
+    low, high, pvalue = _difference_interval(estimate, confidence, most=math.inf)
+    return Comparison(scale * estimate.mean, scale * low, scale * high, pvalue)
 
 
 def _runs_and_tests(name: str, values: Any) -> torch.Tensor:
