@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import files
+from helpers import files, removals, small_train
 from matplotlib.figure import Figure
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -273,46 +273,35 @@ def test_a_bank_of_format_1_is_read_but_does_not_grow(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("fatal", [1, 3, 6, 8])
 def test_a_kill_while_a_directory_grows_loses_nothing(fatal, start_child, tmp_path):
-    arguments = (TRAIN, squared_error, TESTS)
-    more = {**FOUR, "num_controls": 6, "fractions": [0.25, 0.375]}
+    more = {"tests": [0, 1, 5], "num_controls": 6, "fractions": [0.25, 0.375]}
     for name in ("run", "quiet"):
-        removal_test(SCORES, learn_mean, *arguments, tmp_path / name, tests=[1], **FOUR)
+        removals(small_train, tmp_path / name)
     code = """
-sys.path.insert(0, {folder!r})
-import test_removal as known
-def killed(dataloader, calls=[]):
+calls = []
+def killed(dataloader):
     calls.append(1)
     if len(calls) == {fatal}: os.kill(os.getpid(), signal.SIGKILL)
-    return known.learn_mean(dataloader)
-killed.__name__ = "learn_mean"
-known.removal_test(known.SCORES, killed, known.TRAIN, known.squared_error, known.TESTS, path, **{more})
+    return train(dataloader)
+killed.__name__ = "small_train"
+removals(killed, path, **{more})
 """
-    child_code = code.format(folder=str(Path(__file__).parent), fatal=fatal, more=more)
-    with start_child(child_code, tmp_path / "run") as child:
+    with start_child(code.format(fatal=fatal, more=more), tmp_path / "run") as child:
         assert child.wait(120) == -9
-    resumed = removal_test(SCORES, learn_mean, *arguments, tmp_path / "run", **more)
-    quiet = removal_test(SCORES, learn_mean, *arguments, tmp_path / "quiet", **more)
+    resumed, quiet = removals(small_train, tmp_path / "run", **more), removals(small_train, tmp_path / "quiet", **more)
     assert files(tmp_path / "run") == files(tmp_path / "quiet") and resumed.rows == quiet.rows
 
 
-def test_two_processes_ask_one_directory_at_once(start_child, tmp_path):
-    code = """
-sys.path.insert(0, {folder!r})
-from test_removal import FOUR, SCORES, TESTS, TRAIN, learn_mean, removal_test, squared_error
-removal_test(SCORES, learn_mean, TRAIN, squared_error, TESTS, path, tests={tests}, **{{**FOUR, "num_controls": {n}}})
-"""
+def test_processes_that_ask_one_directory_at_once_agree(start_child, tmp_path):
     asked = [([0], 4), ([1, 2], 6), ([2, 0], 5), ([0, 1], 4)]
-    children = [
-        start_child(code.format(folder=str(Path(__file__).parent), tests=tests, n=number), tmp_path / "run")
-        for tests, number in asked
-    ]
+    code = "removals(small_train, path, tests={tests}, num_controls={number})"
+    children = [start_child(code.format(tests=tests, number=number), tmp_path / "run") for tests, number in asked]
     for child in children:
         with child:
             assert child.wait(120) == 0
-    options = {**FOUR, "num_controls": 6}
-    arguments = (TRAIN, squared_error, TESTS)
-    found = removal_test(SCORES, no_training, *arguments, tmp_path / "run", **options)
-    assert found.rows == removal_test(SCORES, learn_mean, *arguments, tmp_path / "alone", **options).rows
+    before = models(tmp_path / "run")
+    options = {"tests": [0, 1, 2], "num_controls": 6}
+    found, alone = (removals(small_train, tmp_path / name, **options) for name in ("run", "alone"))
+    assert found.rows == alone.rows and models(tmp_path / "run") == before
 
 
 def noisy_mean(dataloader):

@@ -24,8 +24,7 @@ from ..model_util.retrain_dir import RetrainDir, require_complete
 from ..model_util.validation import check_int
 
 # %% auto #0
-__all__ = ['GroundTruth', 'Targets', 'calculate_loo_ground_truth', 'calculate_lds_ground_truth', 'calculate_targets',
-           'targets_of']
+__all__ = ['GroundTruth', 'Targets', 'calculate_loo_ground_truth', 'calculate_lds_ground_truth', 'calculate_targets']
 
 # %% ../../nbs/metric/00_ground_truth.ipynb #x40eccaa
 class GroundTruth(NamedTuple):
@@ -511,7 +510,7 @@ def calculate_targets(
         target_func, directory, test_dataloader, directory.subsets, directory.num_runs, cache=cache, n_jobs=n_jobs
     )
 
-
+# %% ../../nbs/metric/00_ground_truth.ipynb #new_targets_of
 def targets_of(
     target_func: Callable, directory: RetrainDir, test_dataloader: DataLoader, subsets: Sequence[int], num_runs: int,
     *, cache: str | None = None, n_jobs: int | None = None,
