@@ -4,7 +4,6 @@ import itertools
 import math
 import warnings
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest

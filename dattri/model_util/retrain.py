@@ -477,7 +477,7 @@ def _shared_plan(data_length: int, members: np.ndarray, num_runs: int, seed: int
     """Plan of these subsets with shared seeds."""
     return SubsetsPlan(data_length, members, num_runs, seed, True)  # noqa: FBT003
 
-
+# %% ../../nbs/model_util/06_retrain.ipynb #new_more_1
 def planned_subsets(path: Path) -> tuple[list[bytes], int]:
     """Subsets in the plan of a bank, as rows of `pack_subsets`, and the number of runs; none if there is no bank."""
     if not (path / "metadata.yml").exists():
@@ -485,7 +485,7 @@ def planned_subsets(path: Path) -> tuple[list[bytes], int]:
     directory = RetrainDir.open(path, SubsetsPlan.mode)
     return subsets_in(directory), directory.num_runs
 
-
+# %% ../../nbs/model_util/06_retrain.ipynb #new_more_2
 def subsets_in(directory: RetrainDir) -> list[bytes]:
     """Subsets in the plan of a bank, as rows of `pack_subsets`."""
     members = directory.plan.unrecorded()
