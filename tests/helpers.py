@@ -64,6 +64,21 @@ def loss_of_file(path, dataloader):
     return loss(model, dataloader)
 
 
+def small_train(dataloader):
+    """`train` without options."""
+    return train(dataloader)
+
+
+def removals(train_func, path, **options):
+    """A small removal test."""
+    from dattri import removal_test  # noqa: PLC0415  (few tests need it)
+
+    loader = make_loader()
+    scores = torch.arange(12.0).sin()[:, None] * torch.arange(1.0, 13.0).cos()
+    options = {"tests": [1], "fractions": [0.25, 0.5], "num_controls": 4, "seed": 0, **options}
+    return removal_test(scores, train_func, loader, loss_of_file, DataLoader(loader.dataset), path, **options)
+
+
 class Evil:
     """Its pickle makes a file when it is loaded."""
 

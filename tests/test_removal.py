@@ -3,17 +3,27 @@
 import itertools
 import math
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from helpers import files
+from helpers import files, removals, small_train
 from matplotlib.figure import Figure
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from dattri import Targets, brittleness, calculate_targets, removal_test, retrain_subsets
+from dattri import (
+    EnsembleTarget,
+    EnsembleTrainer,
+    Targets,
+    brittleness,
+    calculate_targets,
+    removal_test,
+    retrain_subsets,
+)
 from dattri.metric.removal import _crossed_mean
+from dattri.model_util import retrain_dir
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LABELS = torch.tensor([1.0, 2.0, 3.0, 10.0, 4.0, 7.0, 5.0, 0.0])
@@ -32,6 +42,13 @@ def learn_mean(dataloader):
     return model
 
 
+def no_training(dataloader):
+    raise AssertionError("a model was trained")
+
+
+no_training.__name__ = "learn_mean"
+
+
 def answers(path, dataloader):
     model = nn.Linear(1, 1)
     model.load_state_dict(torch.load(path))
@@ -45,6 +62,11 @@ def squared_error(path, dataloader):
 
 def is_close(path, dataloader):
     return (answers(path, dataloader) - torch.cat([labels for _, labels in dataloader])).abs() < 2.5
+
+
+def models(path):
+    """Every checkpoint with its bytes."""
+    return {name: content for name, content in files(path).items() if name.endswith(".pt")}
 
 
 def error_without(removed, test):
@@ -90,6 +112,211 @@ def test_a_new_method_and_a_new_size_train_only_what_is_new(tmp_path):
     assert [row.num_removed for row in again.rows] == [2, 5, 2, 5]
 
 
+TRAINER = EnsembleTrainer(
+    partial(nn.Linear, 1, 1), nn.functional.mse_loss, optimizer=partial(torch.optim.SGD, lr=0.01), num_epochs=2
+)
+
+
+def loss_of_column(outputs, labels):
+    return (outputs[:, 0] - labels).square()
+
+
+GROWN = {  # first question and the next; what of the values they share
+    "test samples": ({"tests": [0, 2]}, {"tests": [2, 1, 0]}),
+    "other test samples": ({"tests": [0, 1]}, {"tests": [1, 2]}),
+    "fewer test samples": ({}, {"tests": [1]}),
+    "controls": ({}, {"num_controls": 7}),
+    "controls twice": ({"num_controls": 3}, {"num_controls": 9, "fractions": [0.5, 0.25]}),
+    "fewer controls": ({"num_controls": 7}, {}),
+    "runs": ({}, {"num_runs": 2}),
+    "fewer runs": ({"num_runs": 3}, {"num_runs": 2}),
+    "fractions": ({}, {"fractions": [0.125, 0.25, 0.5]}),
+    "directions": ({}, {"direction": "both"}),
+    "everything": (
+        {"tests": [0], "num_controls": 3},
+        {"tests": [1, 0], "num_controls": 6, "num_runs": 2, "fractions": [0.375, 0.5], "direction": "both"},
+    ),
+}
+
+
+@pytest.mark.parametrize("seed", [0, None], ids=["same seed", "no seed"])
+@pytest.mark.parametrize("name", GROWN)
+def test_a_changed_question_keeps_all_models_and_is_answered_as_if_it_were_the_first(name, seed, tmp_path):
+    less, more = GROWN[name]
+    arguments = (TRAIN, squared_error, TESTS)
+    first = removal_test({"a": SCORES}, noisy_mean, *arguments, tmp_path / "run", **{**FOUR, **less})
+    before = models(tmp_path / "run")
+    both = {"b": SCORES.flip(0), "a": SCORES}
+    grown = removal_test(both, noisy_mean, *arguments, tmp_path / "run", **{**FOUR, **more, "seed": seed})
+    after = models(tmp_path / "run")
+    assert before.items() <= after.items()
+    whole = removal_test(both, noisy_mean, *arguments, tmp_path / "whole", **{**FOUR, **more})
+    assert grown.rows == whole.rows and torch.equal(grown.controls, whole.controls)
+    assert all(torch.equal(grown.values[method], whole.values[method]) for method in both)
+    assert len(after) <= len(before) + len(models(tmp_path / "whole"))
+    again = removal_test({"a": SCORES}, no_training_of_noise, *arguments, tmp_path / "run", **{**FOUR, **less})
+    assert again.rows == first.rows and models(tmp_path / "run") == after
+
+
+def test_only_missing_models_are_trained(tmp_path):
+    calls = []
+
+    def counted(dataloader):
+        calls.append(1)
+        return learn_mean(dataloader)
+
+    counts = []
+    for options in ({"tests": [0]}, {"tests": [0, 1]}, {"tests": [2], "num_controls": 6}, {"tests": [2, 0, 1]}):
+        removal_test(
+            SCORES.double() + torch.arange(8)[:, None] / 100, counted, TRAIN, squared_error, TESTS, tmp_path,
+            **{**FOUR, **options},
+        )
+        counts.append(len(calls))
+        calls.clear()
+    assert counts == [1 + 2 * (4 + 1), 2, 2 * (2 + 1), 0]
+
+
+def test_equal_removals_share_a_model(tmp_path):
+    scores = torch.arange(8.0)[:, None].expand(8, 3)
+    result = removal_test(scores, learn_mean, TRAIN, squared_error, TESTS, tmp_path, **FOUR)
+    assert len(list((tmp_path / "scores" / "helpful_2").glob("*/*.pt"))) == 1
+    assert np.allclose(result.values["scores"][0, 0], [error_without([6, 7], test) for test in range(3)], rtol=1e-5)
+
+
+def test_models_that_are_trained_as_one_keep_their_bytes_and_numbers(tmp_path):
+    target = EnsembleTarget(partial(nn.Linear, 1, 1), loss_of_column)
+    columns = DataLoader(TensorDataset(LABELS[:, None], LABELS[:, None]), batch_size=3, shuffle=True)
+    removal_test(SCORES, TRAINER, columns, target, TESTS, tmp_path / "run", tests=[1], **FOUR)
+    before = models(tmp_path / "run")
+    grown = removal_test(SCORES, TRAINER, columns, target, TESTS, tmp_path / "run", **{**FOUR, "num_controls": 6})
+    whole = removal_test(SCORES, TRAINER, columns, target, TESTS, tmp_path / "whole", **{**FOUR, "num_controls": 6})
+    assert before.items() < models(tmp_path / "run").items() and grown.rows == whole.rows
+
+
+def old_directory(path, scores, tests, num_controls=4, stop=None):
+    """The models that the first versions trained, bank by bank; the last one may be broken off."""
+    options = {"seed": 0, "shared_seed": True}
+    banks = {"full": torch.ones(1, 8, dtype=torch.bool)}
+    for size in (2, 4):
+        generator = np.random.default_rng(np.random.SeedSequence(0, spawn_key=(size, 0, 0)))
+        removed = [generator.choice(8, size, replace=False) for _ in range(num_controls)]
+        banks[f"random_{size}_{num_controls}"] = mask_without(removed)
+    for size in (2, 4):
+        top = scores.argsort(dim=0, descending=True)[:size, tests]
+        banks[f"scores/helpful_{size}"] = mask_without(top.T.numpy())
+    for number, (name, mask) in enumerate(banks.items()):
+        if number == stop:
+            with pytest.raises(RuntimeError, match="the node is gone"):
+                retrain_subsets(FailsAfter(2), TRAIN, path / name, mask, **options)
+            return
+        retrain_subsets(learn_mean, TRAIN, path / name, mask, **options)
+
+
+def mask_without(removed):
+    mask = torch.ones(len(removed), 8, dtype=torch.bool)
+    return mask.scatter_(1, torch.as_tensor(np.stack(list(removed))).long(), value=False)
+
+
+class FailsAfter:
+    """`learn_mean` until the node is gone."""
+
+    __name__ = "learn_mean"
+
+    def __init__(self, number):
+        self.number = number
+
+    def __call__(self, dataloader):
+        self.number -= 1
+        if self.number < 0:
+            raise RuntimeError("the node is gone")
+        return learn_mean(dataloader)
+
+
+@pytest.mark.parametrize("stop", [None, 1, 2, 3, 4])
+def test_a_directory_of_the_first_versions_is_read_continued_and_grows(stop, tmp_path):
+    scores = SCORES.double() + torch.arange(8)[:, None] / 100
+    scores[:, 2] = scores[:, 0]  # the first versions trained equal removals twice
+    arguments = (TRAIN, squared_error, TESTS)
+    old_directory(tmp_path / "whole", scores, [0, 1, 2])
+    whole = files(tmp_path / "whole")
+    read = removal_test(scores, no_training, *arguments, tmp_path / "whole", **FOUR)
+    assert files(tmp_path / "whole") == whole
+    old_directory(tmp_path / "run", scores, [0, 1, 2], stop=stop)
+    continued = removal_test(scores, learn_mean, *arguments, tmp_path / "run", **FOUR)
+    banks = list(dict.fromkeys(name.rsplit("/", 2)[0] for name in models(tmp_path / "whole")))
+    begun = [name for name in whole if stop is None or any(name.startswith(bank) for bank in BANKS[: stop + 1])]
+    assert len(banks) == len(BANKS)
+    assert {name: files(tmp_path / "run")[name] for name in begun} == {name: whole[name] for name in begun}
+    assert continued.rows == read.rows
+    old_directory(tmp_path / "few", scores, [0, 1], num_controls=3)
+    before = models(tmp_path / "few")
+    grown = removal_test(scores, learn_mean, *arguments, tmp_path / "few", **FOUR)
+    assert grown.rows == read.rows and before.items() <= models(tmp_path / "few").items()
+
+
+BANKS = ["full", "random_2_4", "random_4_4", "scores/helpful_2", "scores/helpful_4"]
+
+
+def test_a_bank_of_format_1_is_read_but_does_not_grow(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:  # as it was written then
+        patch.setattr(retrain_dir, "FORMAT", 1)
+        patch.setattr(retrain_dir, "_signed", dict)
+        first = removal_test(SCORES, learn_mean, TRAIN, squared_error, TESTS, tmp_path, tests=[0, 1], **FOUR)
+    before = files(tmp_path)
+    again = removal_test(SCORES, no_training, TRAIN, squared_error, TESTS, tmp_path, tests=[1], **FOUR)
+    assert torch.equal(again.values["scores"][..., 0], first.values["scores"][..., 1])
+    with pytest.raises(ValueError, match=r"helpful_2 was written by an early version .*another path"):
+        removal_test(SCORES, learn_mean, TRAIN, squared_error, TESTS, tmp_path, **FOUR)
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("fatal", [1, 3, 6, 8])
+def test_a_kill_while_a_directory_grows_loses_nothing(fatal, start_child, tmp_path):
+    more = {"tests": [0, 1, 5], "num_controls": 6, "fractions": [0.25, 0.375]}
+    for name in ("run", "quiet"):
+        removals(small_train, tmp_path / name)
+    code = """
+calls = []
+def killed(dataloader):
+    calls.append(1)
+    if len(calls) == {fatal}: os.kill(os.getpid(), signal.SIGKILL)
+    return train(dataloader)
+killed.__name__ = "small_train"
+removals(killed, path, **{more})
+"""
+    with start_child(code.format(fatal=fatal, more=more), tmp_path / "run") as child:
+        assert child.wait(120) == -9
+    resumed, quiet = removals(small_train, tmp_path / "run", **more), removals(small_train, tmp_path / "quiet", **more)
+    assert files(tmp_path / "run") == files(tmp_path / "quiet") and resumed.rows == quiet.rows
+
+
+def test_processes_that_ask_one_directory_at_once_agree(start_child, tmp_path):
+    asked = [([0], 4), ([1, 2], 6), ([2, 0], 5), ([0, 1], 4)]
+    code = "removals(small_train, path, tests={tests}, num_controls={number})"
+    children = [start_child(code.format(tests=tests, number=number), tmp_path / "run") for tests, number in asked]
+    for child in children:
+        with child:
+            assert child.wait(120) == 0
+    before = models(tmp_path / "run")
+    options = {"tests": [0, 1, 2], "num_controls": 6}
+    found, alone = (removals(small_train, tmp_path / name, **options) for name in ("run", "alone"))
+    assert found.rows == alone.rows and models(tmp_path / "run") == before
+
+
+def noisy_mean(dataloader):
+    """`learn_mean` with noise of training."""
+    model = learn_mean(dataloader)
+    model.bias.data += torch.randn(1)
+    return model
+
+
+def no_training_of_noise(dataloader):
+    raise AssertionError("a model was trained")
+
+
+no_training_of_noise.__name__ = "noisy_mean"
+
+
 @pytest.mark.parametrize("fatal", [1, 6, 15])
 def test_an_interrupted_test_goes_on_to_the_same_bytes(fatal, tmp_path):
     calls = []
@@ -133,14 +360,18 @@ def test_a_bank_that_exists_serves_as_controls(tmp_path):
         )  # fmt: skip
 
 
-def test_changed_scores_are_refused_or_replace(tmp_path):
-    removal_test(SCORES, learn_mean, TRAIN, squared_error, TESTS, tmp_path, **FOUR)
-    controls = {name: content for name, content in files(tmp_path).items() if name.startswith("random")}
-    with pytest.raises(ValueError, match=r"scores, tests: .*helpful_2 holds models for other scores.*overwrite=True"):
-        removal_test(-SCORES, learn_mean, TRAIN, squared_error, TESTS, tmp_path, **FOUR)
-    replaced = removal_test(-SCORES, learn_mean, TRAIN, squared_error, TESTS, tmp_path, overwrite=True, **FOUR)
+def test_changed_scores_train_what_is_new_or_replace(tmp_path):
+    first = removal_test(SCORES, learn_mean, TRAIN, squared_error, TESTS, tmp_path / "run", **FOUR)
+    before = models(tmp_path / "run")
     fresh = removal_test(-SCORES, learn_mean, TRAIN, squared_error, TESTS, tmp_path / "fresh", **FOUR)
-    assert replaced.rows == fresh.rows and controls.items() <= files(tmp_path).items()
+    changed = removal_test(-SCORES, learn_mean, TRAIN, squared_error, TESTS, tmp_path / "run", **FOUR)
+    assert changed.rows == fresh.rows and before.items() < models(tmp_path / "run").items()
+    assert {name.split("/")[0] for name in models(tmp_path / "run").keys() - before.keys()} == {"scores"}
+    again = removal_test(SCORES, no_training, TRAIN, squared_error, TESTS, tmp_path / "run", **FOUR)
+    assert again.rows == first.rows
+    options = {**FOUR, "overwrite": True}
+    replaced = removal_test(-SCORES, learn_mean, TRAIN, squared_error, TESTS, tmp_path / "run", **options)
+    assert replaced.rows == fresh.rows and models(tmp_path / "run") == models(tmp_path / "fresh")
 
 
 def test_the_order_of_the_test_samples_changes_nothing(tmp_path):
@@ -239,6 +470,47 @@ def test_brittleness_is_what_brute_force_finds(tmp_path):
     before = files(tmp_path)
     again = brittleness(scores[:, :2], learn_mean, TRAIN, is_close, two, tmp_path, most=0.9)
     assert files(tmp_path) == before and torch.equal(again.counts["random order"], result.counts["random order"])
+
+
+BRITTLE = {
+    "test samples": ({"tests": [0]}, {"tests": [1, 0]}),
+    "other test samples": ({"tests": [0]}, {"tests": [1]}),
+    "larger": ({"most": 0.4}, {"most": 0.9}),
+    "smaller": ({"most": 0.9}, {"most": 0.5, "tests": [1]}),
+    "methods": ({}, {"scores": {"scores": SCORES[:, :2], "other": SCORES[:, :2].flip(1)}}),
+    "scores": ({}, {"scores": SCORES[:, :2].flip(0)}),
+}
+
+
+@pytest.mark.parametrize("name", BRITTLE)
+def test_a_changed_question_of_brittleness_keeps_all_models(name, tmp_path):
+    less, more = ({"scores": SCORES[:, :2], "most": 0.75, "seed": 0, **options} for options in BRITTLE[name])
+    two = DataLoader(TensorDataset(torch.zeros(2, 1), WANTED[:2]))
+
+    def ask(path, train_func, scores, **options):
+        return brittleness(scores, train_func, TRAIN, is_close, two, tmp_path / path, **options).counts
+
+    first = ask("run", learn_mean, **less)
+    before = models(tmp_path / "run")
+    grown, whole = ask("run", learn_mean, **more), ask("whole", learn_mean, **more)
+    after = models(tmp_path / "run")
+    assert before.items() <= after.items()
+    assert all(torch.equal(grown[method], whole[method]) for method in whole)
+    again = ask("run", no_training, **less)
+    assert all(torch.equal(again[method], first[method]) for method in first)
+    replaced = ask("run", learn_mean, **more, overwrite=True)
+    assert all(torch.equal(replaced[method], whole[method]) for method in whole)
+    assert models(tmp_path / "run") == models(tmp_path / "whole")
+
+
+def test_twice_the_largest_removal_trains_no_size_again(tmp_path):
+    never = DataLoader(TensorDataset(torch.zeros(1, 1), torch.tensor([4.0])))  # the mean of all: hard to flip
+    options = {"tests": [0], "seed": 0}
+    brittleness(SCORES[:, :1], learn_mean, TRAIN, is_close, never, tmp_path, most=0.375, **options)
+    before = models(tmp_path)
+    brittleness(SCORES[:, :1], learn_mean, TRAIN, is_close, never, tmp_path, most=0.75, **options)
+    rows = [tuple(file.read_text().split()) for file in tmp_path.glob("*/round_*/*/indices.txt")]
+    assert before.items() < models(tmp_path).items() and len(rows) == len({*rows})
 
 
 def test_what_is_wrong_from_the_start_cannot_flip(tmp_path):

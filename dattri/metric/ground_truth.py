@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import reprlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -578,24 +578,34 @@ def calculate_targets(
     """
     directory = RetrainDir.open(retrain_dir, LdsPlan.mode, SubsetsPlan.mode)
     require_complete(directory)
+    return targets_of(
+        target_func, directory, test_dataloader, directory.subsets, directory.num_runs, cache=cache, n_jobs=n_jobs
+    )
+
+# %% ../../nbs/metric/00_ground_truth.ipynb #new_targets_of
+def targets_of(
+    target_func: Callable, directory: RetrainDir, test_dataloader: DataLoader, subsets: Sequence[int], num_runs: int,
+    *, cache: str | None = None, n_jobs: int | None = None,
+) -> Targets:
+    """Targets of the first runs of some subsets, in their order."""
     dataloader = in_order(test_dataloader)
-    indices = _subset_indices(directory)
+    indices = _subset_indices(directory, subsets)
     count_tests(dataloader)
     kept = None if cache is None else KeptValues.of(cache, target_func, dataloader)
     job = LdsEvaluation(target_func, directory, dataloader, kept=kept)
-    keys = [(subset, run) for subset in directory.subsets for run in range(directory.num_runs)]
-    values = job.run(keys, n_jobs).unflatten(0, (len(directory.subsets), directory.num_runs))
+    keys = [(subset, run) for subset in subsets for run in range(num_runs)]
+    values = job.run(keys, n_jobs).unflatten(0, (len(subsets), num_runs))
     return Targets(values, indices)  # type: ignore[arg-type]
 
 
-def _subset_indices(directory: RetrainDir) -> torch.Tensor | list[torch.Tensor]:
-    """Training positions of every subset, int64, shape (num_subsets, subset_size), or a list if sizes may differ."""
-    rows = [torch.from_numpy(directory.read_indices(subset)) for subset in directory.subsets]
+def _subset_indices(directory: RetrainDir, subsets: Sequence[int]) -> torch.Tensor | list[torch.Tensor]:
+    """Training positions of the subsets, int64, shape (num_subsets, subset_size), or a list if sizes may differ."""
+    rows = [torch.from_numpy(directory.read_indices(subset)) for subset in subsets]
     sizes = {len(row) for row in rows}
     if len(sizes) > 1 and not directory.kind.equal_sizes:
         return rows
     if len(sizes) > 1:
-        short = min(directory.subsets, key=lambda subset: len(rows[directory.subsets.index(subset)]))
+        short = min(subsets, key=lambda subset: len(rows[subsets.index(subset)]))
         raise ValueError(
             f"{directory.indices_file(short)} is truncated: subsets hold {sorted(sizes)} samples, expected one size. "
             "Delete its folder and retrain the subset."

@@ -20,14 +20,15 @@ from torch.utils.data import DataLoader
 
 from .display import Table
 from .evaluation import count_tests
-from .ground_truth import Targets, calculate_targets
+from .ground_truth import Targets, targets_of
 from .jackknife import check_confidence, crossed, quantile
 from .scores import Scores
 from .subsets import read_subsets
 from ..model_util.loader import LoaderRecipe
 from ..model_util.parallel import one_bar
-from ..model_util.retrain import retrain_subsets
-from ..model_util.retrain_dir import DifferentRunError, read_metadata
+from ..model_util.plan import SubsetsPlan, pack_subsets
+from ..model_util.retrain import planned_subsets, retrain_more, subsets_in
+from ..model_util.retrain_dir import DifferentRunError, discard_all, read_metadata
 from ..model_util.seeds import check_seed
 from ..model_util.validation import check_int, checked_home
 
@@ -160,8 +161,9 @@ def removal_test(
     target_func, test_dataloader
         As for `calculate_targets`; the target is read as a loss.
     path : str or path-like
-        Directory for the models: one bank for the controls of each size, and one for each method. After a kill, the
-        same call resumes; more methods, fractions and sizes train only the new models.
+        Directory for the models: banks for the controls of each size, and for each method, direction and size. After a
+        kill, the same call resumes. A call with other methods, fractions, test samples, controls, runs or scores
+        continues it too: only models that no call has trained before are trained, and values of before stay the same.
     fractions : sequence of float
         Shares of the training samples to remove, in (0, 1), each at least one sample.
     tests : sequence of int, optional
@@ -181,7 +183,8 @@ def removal_test(
     seed : int, optional
         0 or larger. None draws one, or continues with the recorded one.
     overwrite : bool
-        Train the models of the given methods again, for example after their scores have changed. Controls are kept.
+        Train the models of the given methods and sizes again, and remove those that earlier scores needed. Controls are
+        kept.
     n_jobs, devices
         As for `retrain_subsets`.
 
@@ -194,8 +197,9 @@ def removal_test(
     ------
     TypeError, ValueError
         If scores do not fit the data, a fraction is outside (0, 1) or less than one sample, a test sample does not
-        exist, or another argument is out of its range; or the directory holds models of other scores under a method's
-        name. Errors of training and evaluation are those of `retrain_subsets` and `calculate_targets`.
+        exist, or another argument is out of its range; or the directory holds models of another training function,
+        other data or another seed. Errors of training and evaluation are those of `retrain_subsets` and
+        `calculate_targets`.
 
     References
     ----------
@@ -298,24 +302,48 @@ class _Banks:
             devices,
         )
 
-    def targets(self, name: str, members: torch.Tensor, overwrite: bool = False) -> torch.Tensor:
-        """Targets of models trained on the rows of a mask, (num_subsets, num_tests), means over runs."""
-        folder = self.path / name
+    def targets(self, name: str, members: torch.Tensor, among: str | None = None) -> torch.Tensor:
+        """Targets of models trained on the rows of a mask, (num_subsets, num_tests), means over runs.
+
+        Models that are in no bank of the pattern `among` are trained in the bank `name`.
+        """
+        rows, own = [row.tobytes() for row in pack_subsets(members, self.num_train)], self.path / name
+        others = sorted(file.parent for file in self.path.glob(f"{among or name}/metadata.yml"))
+        banks = [own, *(folder for folder in others if folder != own)]
+        home: dict[bytes, Path] = {}
+        for folder in banks:
+            home = {**dict.fromkeys(planned_subsets(folder)[0], folder), **home}
+        found: dict[bytes, torch.Tensor] = {}
+        for folder in banks:
+            here = [row for row in dict.fromkeys(rows) if home.get(row, own) == folder]
+            found |= self._trained(folder, here) if here else {}
+        return torch.stack([found[row] for row in rows])
+
+    def _trained(self, folder: Path, rows: Sequence[bytes]) -> dict[bytes, torch.Tensor]:
+        """Mean targets of the models of some subsets, (num_tests,) each, from one bank; missing ones are trained."""
         try:
-            retrain_subsets(
-                self.train_func, self.dataloader, folder, members, self.num_runs, self.seed, shared_seed=True,
-                n_jobs=self.n_jobs, devices=self.devices, overwrite=overwrite,
+            directory = retrain_more(
+                self.train_func, self.dataloader, folder, rows, self.num_runs, self.seed, n_jobs=self.n_jobs,
+                devices=self.devices,
             )
         except DifferentRunError as error:
-            if not {"num_subsets", "subsets_sha256"} & {*error.fields}:
+            if not {*error.fields} <= {"num_subsets", "num_runs_per_subset", "subsets_sha256"}:
                 raise
             raise ValueError(
-                f"scores, tests: {folder} holds models for other scores under this name, other test samples or another "
-                "largest removal. Use another name for the method, another path, or overwrite=True to train the "
-                "models of the given methods again"
+                f"{folder} was written by an early version of dattri, and cannot hold more models than were planned "
+                "then. Ask for the same scores, test samples and runs as then, or use another path"
             ) from error
-        found = calculate_targets(self.target_func, folder, self.test_dataloader, n_jobs=self.n_jobs)
-        return found.values.double().mean(1)
+        numbers = {row: number for number, row in reversed([*enumerate(subsets_in(directory))])}  # the first of equals
+        found = targets_of(
+            self.target_func, directory, self.test_dataloader, [numbers[row] for row in rows], self.num_runs,
+            n_jobs=self.n_jobs,
+        )
+        return dict(zip(rows, found.values.double().mean(1), strict=True))
+
+    def discard(self, pattern: str) -> None:
+        """Remove the banks of a pattern."""
+        for file in self.path.glob(f"{pattern}/metadata.yml"):
+            discard_all(file.parent, SubsetsPlan.mode)
 
     def full(self) -> torch.Tensor:
         """Targets of the model trained on everything, (num_tests,)."""
@@ -327,7 +355,7 @@ class _Banks:
             return torch.empty(0, len(self.tests), dtype=torch.float64)
         generator = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(size, 0, 0)))
         removed = [generator.choice(self.num_train, size, replace=False) for _ in range(count)]
-        return self.targets(f"random_{size}_{count}", _without(removed, self.num_train))
+        return self.targets(f"random_{size}_{count}", _without(removed, self.num_train), f"random_{size}_*")
 
     def random_orders(self) -> np.ndarray:
         """Training positions in random order, one for each test sample."""
@@ -342,7 +370,9 @@ class _Banks:
         for size in sizes:
             top = order[:, :size] if direction == "helpful" else order[:, -size:]
             name = f"{_folder_name(method)}/{direction}_{size}"
-            lots.append(self.targets(name, _without(top, self.num_train), overwrite).diagonal())
+            if overwrite:
+                self.discard(name)
+            lots.append(self.targets(name, _without(top, self.num_train)).diagonal())
         return torch.stack(lots)
 
 
@@ -561,7 +591,8 @@ def brittleness(
     test_dataloader : torch.utils.data.DataLoader
         Loader over the test samples.
     path : str or path-like
-        Directory for the models. After a kill, the same call resumes.
+        Directory for the models. After a kill, the same call resumes; other methods, test samples, scores or another
+        largest removal train only models that no call has trained before.
     most : float
         Largest share of the training samples to remove, in (0, 1).
     tests : sequence of int, optional
@@ -652,7 +683,9 @@ def _bisect(
 ) -> torch.Tensor:
     """Counts of one method: `low` does not flip the prediction; `high` does, or is untested."""
     low, high = np.zeros(len(right), dtype=np.int64), np.full(len(right), largest)
-    flips = np.zeros(len(right), dtype=bool)
+    flips, folder = np.zeros(len(right), dtype=bool), _folder_name(name)
+    if overwrite:
+        banks.discard(f"{folder}/round_*")
     searched = right.numpy().copy()
     for number in range(largest.bit_length() + 2):
         rows = np.flatnonzero(searched)
@@ -661,7 +694,7 @@ def _bisect(
         sizes = high[rows] if number == 0 else (low[rows] + high[rows]) // 2
         removed = [order[row, :size] for row, size in zip(rows, sizes, strict=True)]
         mask = torch.cat([_without([some], banks.num_train) for some in removed])
-        found = banks.targets(f"{_folder_name(name)}/round_{number}", mask, overwrite)
+        found = banks.targets(f"{folder}/round_{number}", mask, f"{folder}/round_*")
         flipped = ~_is_right(found[torch.arange(len(rows)), torch.from_numpy(rows)]).numpy()
         high[rows[flipped]], low[rows[~flipped]] = sizes[flipped], sizes[~flipped]
         flips[rows[flipped]] = True

@@ -8,16 +8,19 @@ from __future__ import annotations
 import difflib
 import inspect
 import logging
+import math
 import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol, TypeGuard, runtime_checkable
 
+import numpy as np
 import torch
 from joblib import effective_n_jobs
 from torch import nn
@@ -28,7 +31,7 @@ from .fingerprint import function_name
 from .loader import LoaderRecipe
 from .parallel import DevicePool, chunks, run_tasks
 from .plan import LdsPlan, LooPlan, Plan, SubsetsPlan, Task, pack_subsets
-from .retrain_dir import RetrainDir, find_missing, plan_metadata
+from .retrain_dir import DifferentRunError, RetrainDir, find_missing, plan_metadata
 from .seeds import check_seed, seeded
 from dattri.model_util.validation import (
     check_int,
@@ -364,8 +367,9 @@ def _retrain(
     devices: Any,
     overwrite: bool,
     kwargs: dict[str, Any],
-) -> None:
-    """Check the common arguments, then train the missing models of these subsets."""
+    num_runs: float = math.inf,
+) -> RetrainDir:
+    """Check the common arguments, then train the missing models of these subsets, or their first runs."""
     if not callable(train_func):
         raise TypeError(f"train_func: expected a function of a dataloader, got {type(train_func).__name__}")
     check_n_jobs(n_jobs)
@@ -378,8 +382,9 @@ def _retrain(
         members=plan.unrecorded(), overwrite=overwrite, subsets=subsets,
     )
     own = set(subsets)
-    tasks = [task for task in directory.plan.tasks() if task.subset in own]
+    tasks = [task for task in directory.plan.tasks() if task.subset in own and task.run < num_runs]
     _run(TrainJob(train_func, kwargs, recipe, directory, pool), tasks, n_jobs)
+    return directory
 
 
 _OWN = ("train_func", "dataloader", "path", "kwargs")  # parameters of the retrain functions that are not options
@@ -441,6 +446,50 @@ def _pool(devices: Any, train_func: Callable, kwargs: dict[str, Any]) -> DeviceP
             f"devices: train_func takes no device=, so it would not use {devices!r}; give it that argument"
         )
     return pool
+
+# %% ../../nbs/model_util/06_retrain.ipynb #new_more2
+def retrain_more(
+    train_func: Callable, dataloader: DataLoader, path: Path, rows: Sequence[bytes], num_runs: int, seed: int, *,
+    n_jobs: int | None = None, devices: Any = None,
+) -> RetrainDir:
+    """Train the missing ones of the models on these subsets, rows of `pack_subsets`; the bank at `path` grows by them.
+
+    Subsets and runs that the bank has beyond these stay as they are, finished or not.
+    """
+    recipe = LoaderRecipe.of(dataloader)
+    while True:
+        known, runs = planned_subsets(path)
+        listed = known + [row for row in dict.fromkeys(rows) if row not in {*known}]
+        members = np.frombuffer(b"".join(listed), dtype=np.uint8).reshape(len(listed), -1)
+        plan_for = partial(_shared_plan, len(recipe), members, max(runs, num_runs))
+        own = [number for number, row in enumerate(listed) if row in {*rows}]
+        try:
+            return _retrain(
+                retrain_subsets, plan_for, own, train_func, recipe, path, seed, n_jobs=n_jobs, devices=devices,
+                overwrite=False, kwargs={}, num_runs=num_runs,
+            )
+        except DifferentRunError:
+            if planned_subsets(path) == (known, runs):  # otherwise another process has enlarged the bank
+                raise
+
+
+def _shared_plan(data_length: int, members: np.ndarray, num_runs: int, seed: int) -> SubsetsPlan:
+    """Plan of these subsets with shared seeds."""
+    return SubsetsPlan(data_length, members, num_runs, seed, True)  # noqa: FBT003
+
+# %% ../../nbs/model_util/06_retrain.ipynb #new_more_1
+def planned_subsets(path: Path) -> tuple[list[bytes], int]:
+    """Subsets in the plan of a bank, as rows of `pack_subsets`, and the number of runs; none if there is no bank."""
+    if not (path / "metadata.yml").exists():
+        return [], 1
+    directory = RetrainDir.open(path, SubsetsPlan.mode)
+    return subsets_in(directory), directory.num_runs
+
+# %% ../../nbs/model_util/06_retrain.ipynb #new_more_2
+def subsets_in(directory: RetrainDir) -> list[bytes]:
+    """Subsets in the plan of a bank, as rows of `pack_subsets`."""
+    members = directory.plan.unrecorded()
+    return [] if members is None else [row.tobytes() for row in members]
 
 # %% ../../nbs/model_util/06_retrain.ipynb #a7dbd121
 class RetrainError(RuntimeError):

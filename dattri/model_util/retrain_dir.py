@@ -33,7 +33,7 @@ from .seeds import check_seed
 from .validation import checked_home, checked_path
 
 # %% auto #0
-__all__ = []
+__all__ = ['discard_all']
 
 # %% ../../nbs/model_util/04_retrain_dir.ipynb #29d5ab46
 FORMAT = 2
@@ -665,16 +665,31 @@ def _discard(
             directory = RetrainDir(path, existing)
             folders = [directory.folder(subset) for subset in (directory.subsets if subsets is None else subsets)]
     except ValueError:  # no plan, a damaged one, or a different one: remove everything of it
-        (path / "metadata.yml").unlink(missing_ok=True)
-        folders = _subset_folders(path)
-        for kind in PLANS.values():
-            ours = kind.mode == metadata["mode"] or any(
-                re.fullmatch(kind.folder_pattern, place.name) for place in folders
-            )
-            if kind.module is not None and ours:
-                (path / kind.module).unlink(missing_ok=True)
-        for file in path.glob(_members_file("?" * 16)):
-            file.unlink()
+        folders = _discard_plan(path, metadata["mode"])
+    _discard_models(folders)
+    return metadata
+
+
+def discard_all(path: Path, mode: str) -> None:
+    """Remove plan and models of the directory at `path`, whatever the plan."""
+    _discard_models(_discard_plan(path, mode))
+
+
+def _discard_plan(path: Path, mode: str) -> list[Path]:
+    """Remove the plan; returns the folders of the models."""
+    (path / "metadata.yml").unlink(missing_ok=True)
+    folders = _subset_folders(path)
+    for kind in PLANS.values():
+        ours = kind.mode == mode or any(re.fullmatch(kind.folder_pattern, place.name) for place in folders)
+        if kind.module is not None and ours:
+            (path / kind.module).unlink(missing_ok=True)
+    for file in path.glob(_members_file("?" * 16)):
+        file.unlink()
+    return folders
+
+
+def _discard_models(folders: Iterable[Path]) -> None:
+    """Remove the models in these folders, and everything that was written with them."""
     for folder in folders:
         _refuse_link(folder)
         patterns = ("model_weights*.pt", kept_file("*", "model_weights.pt"), "indices.txt")
@@ -682,7 +697,6 @@ def _discard(
             file.unlink(missing_ok=True)
         with suppress(OSError):  # not empty: the rest is not ours
             folder.rmdir()
-    return metadata
 
 # %% ../../nbs/model_util/04_retrain_dir.ipynb #c126fcb0
 def find_missing(directory: RetrainDir, tasks: Sequence[Task]) -> tuple[list[Task], list[Path]]:
