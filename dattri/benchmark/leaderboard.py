@@ -30,6 +30,7 @@ from ..metric.files import read_scores
 from ..metric.kinds import KINDS, kind_of
 from ..metric.orientation import check_orientation
 from ..model_util.checkpoint import atomic_write
+from ..model_util.validation import check_n_jobs
 
 # %% auto #0
 __all__ = ['LeaderboardRow', 'Leaderboard', 'evaluate']
@@ -309,9 +310,11 @@ def evaluate(
     """
     setting = benchmark if isinstance(benchmark, Setting) else find_setting(*benchmark)
     beside = _checked(scores, baselines)
+    check_n_jobs(n_jobs)
+    asked = [setting.metric(name).name for name in (setting.metrics if metrics is None else metrics)]
     rows: list[LeaderboardRow] = []
     runs: dict[tuple[str, bool], _Scored] = {}
-    for metric in setting.metrics if metrics is None else metrics:
+    for metric in asked:
         attributes, truth = load_setting(setting, metric, download_path, device=device, n_jobs=n_jobs)
         applying = Given.of(attributes, metric, truth).applying(beside) if beside else {}
         found = {}
