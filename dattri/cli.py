@@ -10,7 +10,7 @@ import json
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -121,7 +121,7 @@ def demo(
     n_jobs: Annotated[int, typer.Option(help="Number of worker processes; -1 for one per core.")] = 2,
     num_subsets: Annotated[int, typer.Option(help="Number of random halves of the training data.", min=3)] = 100,
     num_removed: Annotated[
-        int, typer.Option(help="Number of training samples to leave out, one at a time.", min=3, max=1297)
+        int, typer.Option(help="Number of training samples to leave out, one at a time.", min=4, max=1297)
     ] = 1297,
 ) -> None:
     """Judge three attribution methods against retraining on scikit-learn's digits in a minute, without downloads."""
@@ -185,15 +185,27 @@ def load(
             model, dataset, metric, download_path, redownload, device=device, n_jobs=n_jobs
         )
     models = {kind: attributes[f"models_{kind}"] for kind in ("full", "half")}
-    shapes = [tuple(tensor.shape) for tensor in (truth if isinstance(truth, tuple) else [truth])]
     if as_json:
+        named = dict(zip(("values", "indices"), truth, strict=True)) if isinstance(truth, tuple) else {"wrong": truth}
+        shapes = {name: list(tensor.shape) for name, tensor in named.items()}
         files = {f"models_{kind}": [str(file) for file in found] for kind, found in models.items()}
         typer.echo(json.dumps({"metric": metric, "ground_truth_shapes": shapes, **files}, indent=1))
         return
     for kind, found in models.items():
         typer.echo(f"{len(found)} {kind} models: {Path(found[0]).parents[1]}")
-    typer.echo(f"ground truth ({metric}): {' and '.join(map(str, shapes))}")
+    typer.echo(f"ground truth ({metric}): {_in_words(truth)}")
     typer.echo(folder_contents(Path(models["full"][0]).parents[2]))
+
+# %% ../nbs/cli.ipynb #newshape
+def _in_words(truth: Any) -> str:
+    """The axes of a ground truth."""
+    if not isinstance(truth, tuple):
+        return f"1 for a wrong label, 0 for a right one, of {len(truth)} training samples"
+    values, indices = truth
+    models, tests = values.shape
+    if indices.ndim == 1:
+        return f"values of {models} models, each without one training sample, for {tests} test samples"
+    return f"values of {models} subsets, of {indices.shape[1]} training samples each, for {tests} test samples"
 
 # %% ../nbs/cli.ipynb #eb974b43
 def _check_truth_options(ground_truth: Path | None, **setting: str | None) -> None:
@@ -210,6 +222,20 @@ def _check_truth_options(ground_truth: Path | None, **setting: str | None) -> No
             f"what to judge with: got --ground-truth and {' and '.join(passed)}; pass the file, or --model, --dataset "
             "and --metric"
         )
+
+
+def _check_suffix(option: str, file: Path, suffixes: Iterable[str]) -> None:
+    """`ValueError` unless a file that is written at the end has a known suffix."""
+    if file.suffix not in suffixes:
+        raise ValueError(f"{option}: expected a name that ends with {', '.join(suffixes)}, got {file.name!r}")
+
+
+def _check_picture(picture: Path | None) -> None:
+    """`ValueError` unless matplotlib can write the picture, as png if it has no suffix."""
+    from matplotlib.backend_bases import FigureCanvasBase  # noqa: PLC0415  (heavy)
+
+    if picture is not None and picture.suffix:
+        _check_suffix("--picture", picture, [f".{known}" for known in FigureCanvasBase.get_supported_filetypes()])
 
 # %% ../nbs/cli.ipynb #31a10819
 @app.command()
@@ -245,15 +271,18 @@ def evaluate(
     """Judge a score matrix by a benchmark or by your own ground truth; print a summary and draw a picture."""
     from dattri.benchmark.leaderboard import _with_null  # noqa: PLC0415
     from dattri.benchmark.load import load_benchmark  # noqa: PLC0415
+    from dattri.benchmark.settings import find_setting  # noqa: PLC0415
     from dattri.metric.files import read_ground_truth, read_scores  # noqa: PLC0415
-    from dattri.metric.report import judge, save_figure  # noqa: PLC0415
+    from dattri.metric.report import check_rows, judge, save_figure  # noqa: PLC0415
 
     with _one_line_errors():
         _check_truth_options(ground_truth, model=model, dataset=dataset, metric=metric)
+        _check_picture(picture)
         matrix, num_train = read_scores(scores, array), None
         if ground_truth is not None:
             truth, name = read_ground_truth(ground_truth), ground_truth.name
         else:
+            check_rows(matrix, find_setting(str(model), str(dataset)).train_size)  # before anything is built
             attributes, truth = load_benchmark(
                 str(model), str(dataset), str(metric), download_path, device=device, n_jobs=n_jobs
             )
@@ -317,12 +346,14 @@ def leaderboard(
     as_json: Json = False,
 ) -> None:
     """Compare score files and published scores on a benchmark: a table with intervals and paired differences."""
-    from dattri.benchmark.leaderboard import _as_json  # noqa: PLC0415
+    from dattri.benchmark.leaderboard import _WRITERS, _as_json  # noqa: PLC0415
     from dattri.benchmark.leaderboard import evaluate as judge_all  # noqa: PLC0415
     from dattri.benchmark.settings import find_setting  # noqa: PLC0415
     from dattri.benchmark.sharing import leaderboard_from  # noqa: PLC0415
 
     with _one_line_errors():
+        if out is not None:
+            _check_suffix("--out", out, _WRITERS)
         methods, setting = _named_files(scores or []), find_setting(model, dataset)
         metrics = metric or [name for name in setting.metrics if name != "mislabel" or not methods]
         options: dict[str, Any] = {
@@ -337,6 +368,7 @@ def leaderboard(
         )
         typer.echo(_as_json(board).strip() if as_json else str(board))
         if out is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
             board.save(out)
 
 # %% ../nbs/cli.ipynb #34be652f

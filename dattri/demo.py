@@ -76,7 +76,7 @@ def run_demo(
 
     Examples
     --------
-    >>> result = run_demo("demo", num_subsets=5, num_removed=3)
+    >>> result = run_demo("demo", num_subsets=5, num_removed=4)
     >>> list(result.scores)
     ['influence function', 'gradient dot product', 'random']
     >>> result.truth["lds"].values.shape
@@ -118,6 +118,6 @@ def draw(result: DemoResult) -> Any:
     distribution({name: lds(kinds["attribution"], result.truth["lds"]) for name, kinds in scores.items()}, left)
     predicted_actual(scores[best]["attribution"], result.truth["lds"], middle, method=best)
     wrong = result.truth["mislabel"]
-    detection({name: detection_curve(kinds["self_attribution"], wrong) for name, kinds in scores.items()}, right)
-    right.set(xlim=(0, 0.3), xticks=[0, 0.1, 0.2, 0.3])
+    found = {name: detection_curve(kinds["self_attribution"], wrong) for name, kinds in scores.items()}
+    detection(found, right, most=0.3)
     return figure

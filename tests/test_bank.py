@@ -409,9 +409,9 @@ def test_ctrl_c_says_what_is_lost(tmp_path):
         return loss_of_file(path, dataloader)
 
     bank(tmp_path)
-    with pytest.raises(KeyboardInterrupt, match=r"4 of 12 models done\)\. No values were kept; .*cache=\"NAME\""):
+    with pytest.raises(KeyboardInterrupt, match=r"4 of 12 models are done\. No values were kept; .*cache=\"NAME\""):
         calculate_targets(stopped, tmp_path, TESTS)
-    with pytest.raises(KeyboardInterrupt, match=r"4 of 12 models done\)\. Repeat the call to continue"):
+    with pytest.raises(KeyboardInterrupt, match=r"4 of 12 models are done\. Repeat the call to continue"):
         calculate_targets(stopped, tmp_path, TESTS, cache="loss")
 
 

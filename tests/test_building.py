@@ -82,7 +82,7 @@ def test_a_build_that_is_killed_twice(run_child, tmp_path):
 
 
 def test_two_builds_are_the_same(tmp_path):
-    setting = replace(find_setting("lr", "digits"), num_full=2, num_half=2, num_subsets=3, num_runs=1, num_removed=3)
+    setting = replace(find_setting("lr", "digits"), num_full=2, num_half=2, num_subsets=3, num_runs=1, num_removed=4)
     setting = replace(setting, train_func=replace(setting.train_func, num_epochs=8))
     one, two = (build_benchmark(setting, tmp_path / name) for name in ("one", "two"))
     assert files(one) == files(two) and (one / "manifest.json").exists()
@@ -185,9 +185,12 @@ def test_models_that_learn_nothing_are_found_before_the_ground_truth(tmp_path):
 
 
 def test_sizes_that_make_no_benchmark():
-    for name in ("num_subsets", "num_removed"):
-        with pytest.raises(ValueError, match=rf"{name}: expected .* 2"):
-            replace(LOCAL, **{name: 1})
+    for name, metric, fewest in (("num_subsets", "lds", 3), ("num_removed", "loo", 4)):
+        for wrong in range(1, fewest):
+            with pytest.raises(ValueError, match=rf"{name}: expected at least {fewest} for '{metric}', got {wrong};"):
+                replace(LOCAL, metrics=(metric,), **{name: wrong})
+        replace(LOCAL, metrics=(metric,), **{name: fewest})
+        replace(LOCAL, metrics=("mislabel",), **{name: 1})  # which has no such models
     with pytest.raises(ValueError, match=r"flip_fraction: 0\.05 of 12 training samples is less than one"):
         replace(LOCAL, metrics=("mislabel",), flip_fraction=0.05)
 

@@ -18,7 +18,7 @@ def small(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(settings, "_REGISTRY", dict(settings._REGISTRY))
         settings.register_setting(setting, replace=True)
-        yield {"path": tmp_path_factory.mktemp("demo"), "num_subsets": 3, "num_removed": 3}
+        yield {"path": tmp_path_factory.mktemp("demo"), "num_subsets": 3, "num_removed": 4}
 
 
 def test_one_line_for_each_benchmark(small, capfd):

@@ -6,15 +6,19 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import joblib
 import pytest
 import torch
+from benchmark_helpers import LOCAL
 from helpers import count_models, files, make_loader, train
 from joblib import parallel_config
 
+from dattri.benchmark.build import build_benchmark
 from dattri.metric import calculate_lds_ground_truth
+from dattri.model_util.ensemble import EnsembleTrainer
 from dattri.model_util.parallel import one_bar, run_tasks
 from dattri.model_util.retrain import retrain_lds
 
@@ -172,7 +176,8 @@ def test_ctrl_c_says_what_is_kept_and_leaves_nobody_at_work(engine, whom, start_
         assert wait_for_end(process, 60) == []
     errors = process.stderr
     kept = [name for name in files(tmp_path / "run") if name.endswith(".pt")]
-    message = f"Interrupted: {len(kept)} of 8 models are kept in {tmp_path / 'run'}; repeat the call to continue."
+    message = f"Interrupted: {len(kept)} of 8 models are finished and kept in {tmp_path / 'run'}; "
+    message += f"repeat the call to train the other {8 - len(kept)}."
     assert errors.splitlines()[-1] == f"KeyboardInterrupt: {message}"
     assert errors.count("Traceback") == 1 and "joblib" not in errors and "multiprocessing" not in errors
     assert process.returncode == -signal.SIGINT and 2 <= len(kept) < 8
@@ -203,7 +208,8 @@ def test_ctrl_c_while_workers_are_starting(start_child, tmp_path):
             os.killpg(process.pid, signal.SIGINT)
             assert wait_for_end(process, 60) == []
         errors = process.stderr
-        assert re.search(r"KeyboardInterrupt: Interrupted: \d of 8 models", errors), errors
+        told = r"KeyboardInterrupt: Interrupted(: \d of 8 models| before a model was finished)"
+        assert re.search(told, errors), errors
         assert errors.count("Traceback") == 1, errors
 
 
@@ -215,7 +221,7 @@ def test_ctrl_c_while_evaluating_says_how_far_it_was(tmp_path):
             raise KeyboardInterrupt
         return torch.zeros(12)
 
-    with pytest.raises(KeyboardInterrupt, match=r"Interrupted \(evaluating \(lds\): 2 of 4 models done\)"):
+    with pytest.raises(KeyboardInterrupt, match=r"Interrupted: evaluating \(lds\): 2 of 4 models are done\."):
         calculate_lds_ground_truth(target, tmp_path, make_loader())
 
 
@@ -247,4 +253,40 @@ def test_ctrl_c_in_the_command_is_one_line(n_jobs, tmp_path):
     errors = process.communicate()[1].decode()
     assert process.returncode == 130 and "Traceback" not in errors
     [told] = [line for line in re.split(r"[\r\n]", errors) if line and "model/s" not in line and "s/model" not in line]
-    assert re.fullmatch(r"Interrupted: [2-4] of 10 models are kept in \S+; run the command again to continue\.", told)
+    start = r"Interrupted: (.) of 10 models are finished and kept in \S+; run the command again "
+    parts = re.fullmatch(rf"{start}to train the other (.)\.", told)
+    assert 2 <= int(parts[1]) <= 4 and int(parts[1]) + int(parts[2]) == 10
+
+
+@pytest.mark.parametrize("at_once", [1, 8])
+def test_ctrl_c_before_a_model_is_finished_promises_nothing(at_once, tmp_path):
+    """Models that are trained as one are finished at the end, all at once."""
+
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    new = partial(torch.nn.Linear, 1, 1)
+    train_func = stopped if at_once == 1 else EnsembleTrainer(new, stopped, optimizer=torch.optim.SGD, num_epochs=1)
+    with pytest.raises(KeyboardInterrupt) as error:
+        retrain_lds(train_func, make_loader(), tmp_path / "run", num_subsets=8, seed=7)
+    told = f"Interrupted before a model was finished; repeat the call to train the 8 models of {tmp_path / 'run'}."
+    smaller = " 8 are trained as one: a smaller max_models= of the trainer keeps some of them earlier."
+    assert str(error.value) == told + smaller * (at_once > 1)
+
+
+def test_a_build_knows_its_number_of_models_from_the_start(tmp_path, capfd):
+    """The end of the bar does not move while groups follow each other, nor when a metric is added."""
+    for metrics, expected in ((["lds"], 3 + 5 + 2 * 4), (None, None)):
+        build_benchmark(LOCAL, tmp_path, metrics=metrics)
+        totals = set(re.findall(r"/(\d+) \[", capfd.readouterr().err))
+        assert len(totals) == 1 and expected in (None, int(*totals)), totals
+
+
+def test_a_bar_without_a_total_promises_no_end(capfd):
+    with one_bar("searching") as bar:
+        list(run_tasks(double, [1, 2], description="first"))
+        list(run_tasks(double, [3], done=2, description="second"))
+    shown = end_of(capfd.readouterr().err)
+    assert (bar.n, bar.total) == (5, None) and len(shown) == 1
+    assert shown[0].startswith("searching: 5model") and "%" not in shown[0]

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from dattri.metric import GroundTruth, lds
 from dattri.metric.files import read_ground_truth, read_scores
 from dattri.metric.report import judge
+from dattri.model_util.checkpoint import load_checkpoint, to_bytes
 
 NPY = io.BytesIO()
 np.save(NPY, np.arange(6.0).reshape(2, 3))
@@ -86,7 +87,8 @@ def test_other_files_named_npy(tmp_path, content):
     others = {"torch": stored.getvalue(), "zip": archive.getvalue(), "cut": NPY.getvalue()[:-1]}
     others["pickle"] = pickle.dumps([0.5])
     file.write_bytes(others.get(content, content.encode()))
-    refused(file, "length is damaged" if content == "cut" else "does not start like a file of numpy.save")
+    other = "does not start like a file of numpy.save" if content else "it is empty"
+    refused(file, "length is damaged" if content == "cut" else other)
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".pt"])
@@ -168,13 +170,37 @@ def test_what_a_file_holds(tmp_path):
     torch.save(score[None], tmp_path / "cube.pt")
     refused(tmp_path / "cube.pt", r"shape \(1, 3, 2\); expected one number for each pair")
     known = "has no known score format; known formats are numpy.save: a file .npy; torch.save: .*kronfluence.*quanda"
-    for name, message in [("bad.pt", r"is damaged \(BadZipFile: File is not a zip file\)"), ("bad.csv", known)]:
-        (tmp_path / name).write_text("1,2")
-        refused(tmp_path / name, message)
+    (tmp_path / "bad.csv").write_text("1,2")
+    refused(tmp_path / "bad.csv", known)
     torch.save(torch.nn.Parameter(score), tmp_path / "parameter.pt")
     assert not read_scores(tmp_path / "parameter.pt").requires_grad
     with pytest.raises(FileNotFoundError, match="file not found"):
         read_scores(tmp_path / "missing.pt")
+
+
+STRANGE = {  # a file's bytes, what is said of it as .pt, and what to do
+    "empty": (b"", r"is empty \(0 bytes\)", "save the scores again, with torch.save"),
+    "text": (b"train,test", r"is not a file of torch\.save \(it starts with b'train,test'\)", "save the scores again"),
+    "old": (b"\x80\x02\x8a\nl", r"is not a file of torch\.save .*; one written before torch 1\.6", "save the scores"),
+    "cut": (to_bytes(torch.ones(3))[:-30], "is damaged", ""),
+    "numpy": (b"\x93NUMPY\x01\x00v", "is a file of numpy.save, not of torch.save", "rename it to .npy"),
+}
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_files_that_are_empty_or_of_another_program_are_told_apart(name, tmp_path):
+    content, problem, remedy = STRANGE[name]
+    file = tmp_path / "scores.pt"
+    file.write_bytes(content)
+    refused(file, rf"scores\.pt {problem}.*{remedy}")
+    with pytest.raises(ValueError, match=rf"ground truth: .*scores\.pt {problem}.*expected a file of"):
+        read_ground_truth(file)
+    with pytest.raises(ValueError, match=rf"scores\.pt {problem}.*(Delete|delete|Rename)"):
+        load_checkpoint(file)
+    for other in (".npy", ".safetensors"):
+        if not content:
+            (tmp_path / f"scores{other}").touch()
+            refused(tmp_path / f"scores{other}", "it is empty.*save the scores again")
 
 
 DRAW = torch.Generator().manual_seed(0)

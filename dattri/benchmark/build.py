@@ -23,7 +23,7 @@ from .settings import Setting
 from .workspace import Workspace, tensor_name
 from ..model_util.checkpoint import atomic_write, sweep, to_bytes
 from ..model_util.parallel import one_bar
-from ..model_util.validation import check_n_jobs
+from ..model_util.validation import check_n_jobs, check_partition
 from ..model_util.retrain_dir import RetrainDir
 from ..model_util.threads import on_cpu
 
@@ -144,8 +144,10 @@ def build_into(workspace: Workspace, asked: Sequence[Metric], *, n_jobs: int | N
     retrained = [metric.retrained for metric in metrics if metric.retrained]
     untrained = untrained_target(workspace)
     checks: list[Check] = []
-    with one_bar(f"building {workspace.setting.name} for {', '.join(metric.name for metric in asked)}"):
-        for group in dict.fromkeys(["full", "half", *retrained, *attributed]):
+    groups = list(dict.fromkeys(["full", "half", *retrained, *attributed]))
+    total = sum(GROUPS[group].num_models(workspace.setting) for group in (*groups, *retrained))  # which are evaluated
+    with one_bar(f"building {workspace.setting.name} for {', '.join(metric.name for metric in asked)}", total):
+        for group in groups:
             _retrain(workspace, group, n_jobs=n_jobs)
             if group == "half":  # before the many models of the ground truth
                 checks += check_models(workspace, untrained)
@@ -245,6 +247,8 @@ def retrain_setting(
     ('models_half', 1)
     """
     find_group(mode)
+    check_n_jobs(n_jobs)
+    check_partition(partition)
     workspace = Workspace.open(setting, path, data)
     workspace.adopt_earlier()
     if overwrite:

@@ -51,6 +51,10 @@ class ModelGroup:
     runs: str | None = None
     mislabelled: bool = False
 
+    def num_models(self, setting: Setting) -> int:
+        """Number of its models in a setting."""
+        return (getattr(setting, self.count) or setting.train_size) * (getattr(setting, self.runs) if self.runs else 1)
+
     def retrain(
         self, setting: Setting, dataloader: DataLoader, path: Path, *, partition: tuple[int, int] | None,
         n_jobs: int | None, overwrite: bool,

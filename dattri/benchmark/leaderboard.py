@@ -31,6 +31,7 @@ from ..metric.files import read_scores
 from ..metric.kinds import KINDS, kind_of
 from ..metric.orientation import check_orientation
 from ..model_util.checkpoint import atomic_write
+from ..model_util.validation import check_n_jobs
 
 # %% auto #0
 __all__ = ['LeaderboardRow', 'Leaderboard', 'evaluate']
@@ -347,9 +348,11 @@ def evaluate(
     beside = _checked(scores, baselines)
     if isinstance(metrics, str):
         raise TypeError(f"metrics: expected a list of names, got one text; pass [{metrics!r}]")
+    check_n_jobs(n_jobs)
+    asked = dict.fromkeys(setting.metric(name).name for name in (setting.metrics if metrics is None else metrics))
     rows: list[LeaderboardRow] = []
     runs: dict[tuple[str, bool], _Scored] = {}
-    for metric in dict.fromkeys(setting.metrics if metrics is None else metrics):
+    for metric in asked:
         attributes, truth = load_setting(setting, metric, download_path, device=device, n_jobs=n_jobs)
         applying = Given.of(attributes, metric, truth).applying(beside) if beside else {}
         found = {}

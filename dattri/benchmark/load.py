@@ -26,6 +26,7 @@ from .workspace import Workspace, origin_of, parts_of, tensor_name
 from ..metric.display import Table, shown_path
 from ..metric.inputs import check_real
 from ..model_util.checkpoint import atomic_write, load_checkpoint, to_bytes
+from ..model_util.validation import check_n_jobs
 
 # %% auto #0
 __all__ = ['load_benchmark', 'load_setting', 'list_benchmarks']
@@ -160,6 +161,7 @@ def load_setting(
     (2, torch.Size([10, 500]))
     """
     record = setting.metric(metric)
+    check_n_jobs(n_jobs)
     workspace = Workspace.open(setting.to(device), download_path, name="download_path")
     with alone(workspace.folder):
         _make_ready(workspace, record, redownload=redownload, n_jobs=n_jobs)

@@ -106,6 +106,17 @@ class _Retrained(Metric):
     """Common part of the metrics of retrained models."""
 
     indices_ndim: ClassVar[int]
+    fewest: ClassVar[int]  # of subsets or removed samples
+
+    def check_setting(self, setting: Any) -> None:
+        """Enough models for an interval, which is computed without each of them in turn."""
+        count = getattr(setting, self.options[0])
+        count = setting.train_size if count is None else count
+        if count < self.fewest:
+            raise ValueError(
+                f"{self.options[0]}: expected at least {self.fewest} for {self.name!r}, got {count}; an interval "
+                "needs correlations without each of them in turn, so enough must be left; 50 or more are usual"
+            )
 
     def compute(self, setting: Any, data: Datasets, retrained: Path, n_jobs: int | None = None) -> Tensors:
         """Values of the target function."""
@@ -146,6 +157,7 @@ class _Lds(_Retrained):
     extra = ("target_runs",)
     options = ("num_subsets", "num_runs")
     indices_ndim = 2
+    fewest = 3
 
     def compute(self, setting: Any, data: Datasets, retrained: Path, n_jobs: int | None = None) -> Tensors:
         """Values of the target function, and the values of every run if there are several."""
@@ -179,6 +191,7 @@ class _Loo(_Retrained):
     name = retrained = "loo"
     options = ("num_removed",)
     indices_ndim = 1
+    fewest = 4
 
 
 def _agreement(tensors: Tensors) -> list[Check]:

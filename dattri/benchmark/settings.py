@@ -84,9 +84,9 @@ class Setting(Table):
     num_full, num_half : int
         Number of models trained on all training data, and on random halves.
     num_subsets, num_runs : int
-        For LDS: number of random halves, and of models trained on each.
+        For LDS: number of random halves, 3 or more, and of models trained on each.
     num_removed : int, optional
-        For LOO: number of training samples to leave out, evenly spaced. Default: all.
+        For LOO: number of training samples to leave out, 4 or more, evenly spaced. Default: all.
     flip_fraction : float
         For mislabel detection: fraction of wrong labels.
     """
@@ -116,9 +116,8 @@ class Setting(Table):
             function = getattr(self, name)
             if isinstance(function, nn.Module) or not callable(function):
                 raise TypeError(f"{name}: expected a function, got {type(function).__name__}")
-        for name in ("train_size", "test_size", "batch_size", "num_full", "num_half", "num_runs"):
+        for name in ("train_size", "test_size", "batch_size", "num_full", "num_half", "num_subsets", "num_runs"):
             check_int(name, getattr(self, name), 1)
-        check_int("num_subsets", self.num_subsets, 2)  # one subset has no rank correlation
         for name in ("model", "dataset"):
             if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", getattr(self, name)):
                 raise ValueError(
@@ -126,7 +125,7 @@ class Setting(Table):
                     f"got {getattr(self, name)!r}"
                 )
         check_int("seed", self.seed, 0)
-        if self.num_removed is not None and check_int("num_removed", self.num_removed, 2) > self.train_size:
+        if self.num_removed is not None and check_int("num_removed", self.num_removed, 1) > self.train_size:
             raise ValueError(f"num_removed: expected at most train_size={self.train_size}, got {self.num_removed}")
         if not 0 < self.flip_fraction < 1:
             raise ValueError(f"flip_fraction: expected a fraction in (0, 1), got {self.flip_fraction!r}")
@@ -202,8 +201,10 @@ class Setting(Table):
     def metric(self, name: Any) -> Metric:
         """The record of one of its metrics; `ValueError` listing them if the name is unknown."""
         if not isinstance(name, str) or name not in self.metrics:
+            close = difflib.get_close_matches(str(name).lower(), self.metrics, n=1)
+            meant = f"; did you mean {close[0]!r}?" if close else ";"
             raise ValueError(
-                f"metric: {self.name} has no ground truth for {name!r}; expected one of {', '.join(self.metrics)}"
+                f"metric: {self.name} has no ground truth for {name!r}{meant} expected one of {', '.join(self.metrics)}"
             )
         return METRICS[name]
 
@@ -292,7 +293,7 @@ def find_setting(model: str, dataset: str) -> Setting:
     Raises
     ------
     ValueError
-        If there is none; lists the registered ones, the most similar first.
+        If there is none; says which one was probably meant, and lists all, the most similar first.
 
     See Also
     --------
@@ -308,12 +309,17 @@ def find_setting(model: str, dataset: str) -> Setting:
     if (model, dataset) in _REGISTRY:
         return _REGISTRY[model, dataset]
 
-    def likeness(key: tuple[str, str]) -> float:
-        pairs = zip(key, (model, dataset), strict=True)
-        return -sum(difflib.SequenceMatcher(None, left, str(right)).ratio() for left, right in pairs)
+    def likeness(key: tuple[str, str]) -> list[float]:
+        pairs = zip(key, (str(model).lower(), str(dataset).lower()), strict=True)
+        return sorted(difflib.SequenceMatcher(None, left.lower(), right).ratio() for left, right in pairs)
 
-    known = ", ".join(f"({left!r}, {right!r})" for left, right in sorted(_REGISTRY, key=likeness))
-    raise ValueError(f"model, dataset: there is no setting ({model!r}, {dataset!r}); expected one of {known}")
+    ranked = sorted(_REGISTRY, key=lambda key: -sum(likeness(key)))
+    close = (dataset, model) if (dataset, model) in _REGISTRY else ranked[0]
+    meant = f"; did you mean {close!r}?" if close != ranked[0] or likeness(close)[0] >= 0.6 else ""
+    raise ValueError(
+        f"model, dataset: there is no setting ({model!r}, {dataset!r}){meant or ';'} expected one of "
+        f"{', '.join(map(repr, ranked))}"
+    )
 
 # %% ../../nbs/benchmark/09_settings.ipynb #964e5f9e
 class SettingTable(Table):

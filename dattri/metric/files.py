@@ -73,7 +73,7 @@ def read_scores(file: str | os.PathLike, name: str | None = None) -> torch.Tenso
         found = find_format(path)
         scores = _pick(path, found.arrays(path), name)()
     except ValueError as error:
-        raise ValueError(f"scores: {_without_advice(error)}") from error
+        raise ValueError(f"scores: {_without_advice(error)}{_how_to_save(error)}") from error
     check_real(f"scores {file}", scores)
     if len(scores.shape) not in (1, 2):
         raise ValueError(
@@ -101,7 +101,15 @@ def _pick(path: Path, arrays: Mapping[str, Callable[[], Any]], name: str | None)
 
 def _without_advice(error: ValueError) -> str:
     """What is wrong with a file, without the advice for model checkpoints."""
-    return str(error).split(", so it")[0]
+    return str(error).split(", so it cannot be used")[0]
+
+
+def _how_to_save(error: ValueError) -> str:
+    """What to do about a file that is empty or of another program."""
+    foreign = "is empty", "is not a file of torch.save", "start like a file of numpy.save"
+    if "is a file of numpy.save" in str(error):
+        return "; rename it to .npy"
+    return "; save the scores again, with torch.save (.pt) or numpy.save (.npy)" * any(w in str(error) for w in foreign)
 
 # %% ../../nbs/metric/09_files.ipynb #5538d9ab
 def read_ground_truth(file: str | os.PathLike) -> GroundTruth | Targets | torch.Tensor:

@@ -63,7 +63,9 @@ def read_npy(path: Path) -> np.ndarray:
     except Exception as error:  # whatever a damaged or foreign header makes numpy raise
         with path.open("rb") as file:
             start = file.read(1000)
-        if not start.startswith(np.lib.format.MAGIC_PREFIX):
+        if not start:
+            reason = "it is empty"
+        elif not start.startswith(np.lib.format.MAGIC_PREFIX):
             reason = f"it does not start like a file of numpy.save, but with {start[:8]!r}"
         elif "Python objects" in str(error):
             reason = "it holds Python objects, which could run code and are not loaded"
@@ -98,7 +100,8 @@ def _open_safetensors(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt")
     except Exception as error:  # whatever a damaged or foreign header makes safetensors raise
-        reason = f"{error}; its header or length is damaged"
+        empty = not Path(path).stat().st_size
+        reason = "it is empty" if empty else f"{error}; its header or length is damaged"
         raise ValueError(f"{path} could not be read as .safetensors ({reason})") from error
 
 

@@ -245,7 +245,9 @@ def removal_test(
     check_confidence(confidence)
     orders = _orders(methods, banks)
     given = [_usable(controls, banks, size)[:num_controls] for size in sizes]
-    with one_bar("removal test"):
+    trained = 1 + sum(num_controls - len(known) for known in given)
+    trained += len(orders) * len(directions) * len(sizes) * len(banks.tests)
+    with one_bar("removal test", 2 * num_runs * trained):  # each is trained and evaluated
         full = banks.full()
         rest = [banks.controls(size, num_controls - len(known)) for size, known in zip(sizes, given, strict=True)]
         random = torch.stack([torch.cat(parts) for parts in zip(given, rest, strict=True)])

@@ -111,11 +111,7 @@ def judge(score: Any, ground_truth: Any, metric: str | None = None, *, num_train
     matrix = score.values if isinstance(score, Predictions) else score
     matrix = as_real_tensor("score", matrix) if isinstance(matrix, (list, tuple, torch.Tensor)) else matrix
     check_real("score", matrix)
-    if len(matrix.shape) == 0 or num_train not in (None, matrix.shape[0]):
-        turned = len(matrix.shape) == 2 and matrix.shape[1] == num_train
-        hint = "; it looks transposed, (num_test, num_train): pass score.T" if turned else ""
-        rows = "the training samples" if num_train is None else f"the {num_train} training samples"
-        raise ValueError(f"score: expected one row for each of {rows}, got shape {tuple(matrix.shape)}{hint}")
+    check_rows(matrix, num_train)
     score = Predictions(matrix) if isinstance(score, Predictions) else matrix
     with warnings.catch_warnings():  # the summary or an error says it
         warnings.filterwarnings("ignore", ".* correlations are nan")
@@ -124,6 +120,15 @@ def judge(score: Any, ground_truth: Any, metric: str | None = None, *, num_train
     checked = _self_attribution(score) if name == "mislabel" else score
     check_orientation(checked, ground_truth, name, value=report.value)
     return report
+
+# %% ../../nbs/metric/08_report.ipynb #newrows1
+def check_rows(matrix: Any, num_train: int | None) -> None:
+    """`ValueError` unless scores have a row for each of so many training samples, or at all."""
+    if len(matrix.shape) == 0 or num_train not in (None, matrix.shape[0]):
+        turned = len(matrix.shape) == 2 and matrix.shape[1] == num_train
+        hint = "; it looks transposed, (num_test, num_train): pass score.T" if turned else ""
+        rows = "the training samples" if num_train is None else f"the {num_train} training samples"
+        raise ValueError(f"score: expected one row for each of {rows}, got shape {tuple(matrix.shape)}{hint}")
 
 # %% ../../nbs/metric/08_report.ipynb #549264e4
 def report_lds(score: Any, ground_truth: Any) -> Report:

@@ -265,7 +265,7 @@ def verify_checksums(path: Path) -> bytes:
     FileNotFoundError
         If it does not exist.
     ValueError
-        If it is truncated or damaged, or not an archive as torch writes it.
+        If it is empty, truncated or damaged, or not an archive as torch writes it.
     """
     return _verified(path).data
 
@@ -276,6 +276,8 @@ def _verified(path: Path) -> _Content:
     as_written = _is_as_written(data)
     if as_written is False:
         raise ValueError(_damage(path, "its bytes differ from those written"))
+    if not data.startswith(b"PK"):
+        raise ValueError(_foreign(path, data[:12]))
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             broken = _not_by_torch(archive, data) or (None if as_written else archive.testzip())
@@ -291,7 +293,23 @@ def _damage(path: Path, reason: str) -> str:
     """Message for a checkpoint that cannot be used."""
     return (
         f"{path} is damaged ({reason}), so it cannot be used. Delete this file and repeat the call that wrote it: only "
-        "missing files are made again. (Files written before torch 1.6 must be saved again.)"
+        "missing files are made again."
+    )
+
+
+def _foreign(path: Path, start: bytes) -> str:
+    """Message for a file that torch cannot have written, from its first bytes."""
+    if not start:
+        return (
+            f"{path} is empty (0 bytes), so it cannot be used. Delete it and repeat the call that wrote it: only "
+            "missing files are made again."
+        )
+    if start.startswith(b"\x93NUMPY"):
+        return f"{path} is a file of numpy.save, not of torch.save, so it cannot be used. Rename it to end in .npy."
+    old = "; one written before torch 1.6 must be saved again" * start.startswith(b"\x80")
+    return (
+        f"{path} is not a file of torch.save (it starts with {start!r}{old}), so it cannot be used. Write its tensors "
+        "with torch.save, or delete it and repeat the call that wrote it: only missing files are made again."
     )
 
 

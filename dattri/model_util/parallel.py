@@ -158,7 +158,7 @@ _outer_bar: ContextVar[tqdm | None] = ContextVar("outer_bar", default=None)
 
 
 @contextmanager
-def one_bar(description: str, total: int = 0) -> Iterator[tqdm]:
+def one_bar(description: str, total: int | None = None) -> Iterator[tqdm]:
     """Count the models of all runs in the block with one progress bar instead of one bar per run.
 
     Parameters
@@ -166,8 +166,8 @@ def one_bar(description: str, total: int = 0) -> Iterator[tqdm]:
     description : str
         Label of the bar, replacing the labels of the runs.
     total : int, optional
-        Models of all runs together, including those already done in a resumed run. The total grows if the runs have
-        more, so pass 0 if it is unknown.
+        Models of all runs together, including those already done in a resumed run; it grows if the runs have more.
+        None if it is unknown: the bar then counts, and promises no end.
 
     Yields
     ------
@@ -192,7 +192,8 @@ def _bar(description: str, done: int, models: int) -> Iterator[tqdm]:
         with tqdm(total=done + models, initial=done, desc=description, unit="model") as bar:
             yield bar
         return
-    outer.total = max(outer.total or 0, outer.n + done + models)
+    if outer.total is not None:
+        outer.total = max(outer.total, outer.n + done + models)
     if not outer.disable:  # existing models say nothing about speed
         outer.n, outer.initial, outer.last_print_n = outer.n + done, outer.initial + done, outer.last_print_n + done
         outer.refresh()
@@ -256,7 +257,7 @@ def run_tasks(
                 raise
             told = f"{description}: " if description else ""
             raise KeyboardInterrupt(
-                f"Interrupted ({told}{finished} of {sum(sizes)} models done). {kept}"
+                f"Interrupted: {told}{done + finished} of {done + sum(sizes)} models are done. {kept}"
             ) from None
 
 

@@ -181,7 +181,8 @@ def retrain_lds(
         Directory for ``metadata.yml`` and, per subset, ``{subset}/indices.txt`` (training positions) and
         ``{subset}/model_weights_{run}.pt`` (state dicts). Created if missing.
     num_subsets : int
-        Subsets that this call trains, 1 or more. If a directory has fewer in all, the others are added.
+        Subsets that this call trains, 1 or more. If a directory has fewer in all, the others are added, so that a few
+        can be a pilot. An interval of an LDS needs at least 3 subsets in all; 50 or more are usual.
     subset_ratio : float
         Share of the samples in each subset, in (0, 1].
     num_runs_per_subset : int
@@ -701,7 +702,7 @@ def _run(job: TrainJob, tasks: Sequence[Task], n_jobs: int | None) -> None:
             for message in chain.from_iterable(results):
                 warnings.warn(message, stacklevel=4)
     except KeyboardInterrupt:
-        raise _interrupted(job, tasks) from None
+        raise _interrupted(job, tasks, max(map(len, whole_units), default=1)) from None
     except (RetrainError, TypeError, ValueError, OSError):
         raise
     except Exception as error:  # an engine may raise anything when one of its workers dies
@@ -720,11 +721,18 @@ def _units(job: TrainJob, tasks: Sequence[Task]) -> list[Sequence[Task]]:
     return chunks(tasks, job.train_func.unit_size(device=job.pool.devices[0]), at_least=len(job.pool.devices))
 
 
-def _interrupted(job: TrainJob, tasks: Sequence[Task]) -> KeyboardInterrupt:
+def _interrupted(job: TrainJob, tasks: Sequence[Task], at_once: int) -> KeyboardInterrupt:
     """The error after Ctrl-C: how many models are kept, and how to continue."""
     done = len(tasks) - len(find_missing(job.directory, tasks)[0])
+    if done:
+        return KeyboardInterrupt(
+            f"Interrupted: {done} of {len(tasks)} models are finished and kept in {job.directory.path}; repeat the "
+            f"call to train the other {len(tasks) - done}."
+        )
+    smaller = f" {at_once} are trained as one: a smaller max_models= of the trainer keeps some of them earlier."
     return KeyboardInterrupt(
-        f"Interrupted: {done} of {len(tasks)} models are kept in {job.directory.path}; repeat the call to continue."
+        f"Interrupted before a model was finished; repeat the call to train the {len(tasks)} models of "
+        f"{job.directory.path}.{smaller * (at_once > 1)}"
     )
 
 
