@@ -257,6 +257,7 @@ def test_checkpoints_as_others_write_them(dtype, hub, serve, tmp_path):
 def test_what_there_is_not(hub, tmp_path):
     with pytest.raises(ValueError, match="mnist_lr has no ground truth for 'mislabel'; expected one of lds, loo"):
         load_benchmark("lr", "mnist", "mislabel", tmp_path)
-    with pytest.raises(ValueError, match=r"\('lr', 'mnits'\); expected one of \('lr', 'mnist'\), "):
+    meant = r"\('lr', 'mnits'\); did you mean \('lr', 'mnist'\)\? Expected one of \('lr', 'mnist'\), "
+    with pytest.raises(ValueError, match=meant):
         load_benchmark("lr", "mnits", "lds", tmp_path)
     assert not hub.requests and not list(tmp_path.iterdir())

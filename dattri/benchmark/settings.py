@@ -202,9 +202,9 @@ class Setting(Table):
         """The record of one of its metrics; `ValueError` listing them if the name is unknown."""
         if not isinstance(name, str) or name not in self.metrics:
             close = difflib.get_close_matches(str(name).lower(), self.metrics, n=1)
-            meant = f"; did you mean {close[0]!r}?" if close else ";"
+            meant = f"; did you mean {close[0]!r}? Expected" if close else "; expected"
             raise ValueError(
-                f"metric: {self.name} has no ground truth for {name!r}{meant} expected one of {', '.join(self.metrics)}"
+                f"metric: {self.name} has no ground truth for {name!r}{meant} one of {', '.join(self.metrics)}"
             )
         return METRICS[name]
 
@@ -315,10 +315,10 @@ def find_setting(model: str, dataset: str) -> Setting:
 
     ranked = sorted(_REGISTRY, key=lambda key: -sum(likeness(key)))
     close = (dataset, model) if (dataset, model) in _REGISTRY else ranked[0]
-    meant = f"; did you mean {close!r}?" if close != ranked[0] or likeness(close)[0] >= 0.6 else ""
+    is_close = close != ranked[0] or likeness(close)[0] >= 0.6
+    meant = f"; did you mean {close!r}? Expected" if is_close else "; expected"
     raise ValueError(
-        f"model, dataset: there is no setting ({model!r}, {dataset!r}){meant or ';'} expected one of "
-        f"{', '.join(map(repr, ranked))}"
+        f"model, dataset: there is no setting ({model!r}, {dataset!r}){meant} one of {', '.join(map(repr, ranked))}"
     )
 
 # %% ../../nbs/benchmark/09_settings.ipynb #964e5f9e
