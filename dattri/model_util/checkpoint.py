@@ -225,6 +225,8 @@ def verify_checksums(path: Path) -> bytes:
 
 def _verified(path: Path) -> tuple[bytes, bytes]:
     """Content of a checkpoint and the pickle in it; errors as above."""
+    if path.exists() and not (path.is_file() or path.is_dir()):  # opening a pipe would wait for its writer
+        raise ValueError(f"{path} was not loaded: it is a pipe or device")
     data, pickled = path.read_bytes(), b""
     as_written = _is_as_written(data)
     if as_written is False:
