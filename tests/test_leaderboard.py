@@ -117,6 +117,18 @@ def test_methods_that_share_no_test_sample_are_not_called_worse(home):
     assert math.isnan(board.rows[1].difference) and board.rows[1].is_best
 
 
+def test_what_a_value_leaves_out_is_said(home):
+    """Scores that are constant except where they do well would otherwise lead by their best test samples."""
+    picked = matrix()
+    picked[:, 1:] = 0
+    board = evaluate({"picked": picked, "whole": matrix()}, SETTING, baselines=False, download_path=home)
+    for metric in ("lds", "loo"):
+        rows = rows_of(board, metric)
+        assert rows["picked"].num_undefined == 4 and rows["whole"].num_undefined == 0
+    for shown in (repr(board), board._repr_html_()):
+        assert shown.count("picked: undefined and left out for 4 test samples") == 2 and "whole: un" not in shown
+
+
 def test_metrics_are_a_list_of_different_names(home):
     once = evaluate({"a": matrix()}, SETTING, metrics=["lds", "lds"], baselines=False, download_path=home)
     assert len(once.rows) == 1
@@ -285,7 +297,7 @@ def test_no_name_breaks_a_table(tmp_path, name, error):
 
 WRONG = {
     "method": [5, None, ["a"]], "value": ["0.5", [1], {}, True, 10**400], "low": ["0"], "share": [{}], "seconds": ["s"],
-    "is_best": ["yes", 1], "num_checkpoints": ["3", 0.5, {}], "error": [5, None],
+    "num_undefined": [None, 0.5], "is_best": ["yes", 1], "num_checkpoints": ["3", 0.5, {}], "error": [5, None],
 }  # fmt: skip
 
 

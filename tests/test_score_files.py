@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 import sys
 import zipfile
@@ -89,6 +90,23 @@ def test_other_files_named_npy(tmp_path, content):
     file.write_bytes(others.get(content, content.encode()))
     other = "does not start like a file of numpy.save" if content else "it is empty"
     refused(file, "length is damaged" if content == "cut" else other)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes in folders are of POSIX")
+@pytest.mark.parametrize("name", ["scores.npy", "scores.pt", "scores.safetensors", "scores/a.mmap", "0.pt"])
+def test_pipes_are_not_waited_for(tmp_path, name):
+    (tmp_path / "of").mkdir()
+    file = tmp_path / "of" / name
+    file.parent.mkdir(exist_ok=True)
+    os.mkfifo(file)
+    refused(file, "is a pipe or device")
+    if file.suffix != ".npy":
+        refused(tmp_path / "of", "pipe or device|no known score format")
+
+
+def test_folders_named_like_arrays(tmp_path):
+    (tmp_path / "scores.npy").mkdir()
+    refused(tmp_path / "scores.npy", "is a folder, pipe or device")
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".pt"])

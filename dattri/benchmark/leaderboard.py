@@ -14,6 +14,7 @@ import math
 import os
 import re
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from .beside import BASELINES, SIMPLE, Baseline, Given
 from .load import load_setting
 from .settings import Setting, find_setting
 from ..metric import lds_ceiling
-from ..metric.correlation import Predictions
+from ..metric.correlation import Predictions, lds, loo_corr
 from ..metric.display import as_html, as_text
 from ..metric.files import read_scores
 from ..metric.kinds import KINDS, kind_of
@@ -58,6 +59,8 @@ class LeaderboardRow(NamedTuple):
         Number of models that a baseline used.
     error : str
         Why the value is missing.
+    num_undefined : int
+        Number of test samples that the value leaves out, because scores or targets do not distinguish the models.
     """
 
     method: str
@@ -74,6 +77,7 @@ class LeaderboardRow(NamedTuple):
     seconds: float = math.nan
     num_checkpoints: int | None = None
     error: str = ""
+    num_undefined: int = 0
 
 # %% ../../nbs/benchmark/17_leaderboard.ipynb #4335fbfd
 @dataclass(frozen=True, repr=False)
@@ -103,6 +107,7 @@ class Leaderboard:
         rows = [row for row in self.rows if row.metric == metric]
         outside = [row.method for row in rows if row.value < row.low or row.value > row.high]
         notes = [f"{row.method}: {row.error}" for row in rows if row.error]
+        notes += [_PARTLY.format(row.method, row.num_undefined) for row in rows if row.num_undefined]
         notes += [_OUTSIDE.format(", ".join(outside))] * bool(outside)
         return [_one_line(note) for note in notes]
 
@@ -171,6 +176,7 @@ class Leaderboard:
         return methods(self, ax, metric=metric)
 
 
+_PARTLY = "{}: undefined and left out for {} test samples, where scores or targets do not distinguish the models"
 _OUTSIDE = "outside its interval: {}; few models bias the value towards 0, and the interval corrects for that"
 _HEAD = ("value", "95% interval", "of ceiling", "behind the best", "checkpoints", "seconds")
 
@@ -262,14 +268,16 @@ def _from_record(row: dict[str, Any]) -> LeaderboardRow:
     return LeaderboardRow(**fields)
 
 
-_FIELDS: dict[str, type] = {"method": str, "metric": str, "error": str, "is_best": bool, "num_checkpoints": int}
+_FIELDS: dict[str, type] = {
+    "method": str, "metric": str, "error": str, "is_best": bool, "num_checkpoints": int, "num_undefined": int,
+}
 
 
 def _typed(name: str, value: Any, kind: type) -> Any:
     """A value of a JSON file in its type; `TypeError` if it has another."""
     if kind is float and not isinstance(value, bool) and isinstance(value, (int, float, type(None))):
         return math.nan if value is None else float(value)
-    if type(value) is not kind and not (kind is int and value is None):
+    if type(value) is not kind and not (name == "num_checkpoints" and value is None):
         raise TypeError(f"{name}: expected {kind.__name__}, got {type(value).__name__}")
     return value
 
@@ -461,7 +469,19 @@ def _row(name: str, scored: _Scored, metric: str, truth: Any, ceiling: float) ->
     if math.isnan(interval.mean):
         return row._replace(error="undefined: constant for every test sample")
     value, low, high = interval
-    return row._replace(value=value, low=low, high=high, ceiling=ceiling, share=value / ceiling)
+    undefined = _num_undefined(scored.scores, metric, truth)
+    return row._replace(
+        value=value, low=low, high=high, ceiling=ceiling, share=value / ceiling, num_undefined=undefined
+    )
+
+
+def _num_undefined(scores: Any, metric: str, truth: Any) -> int:
+    """Number of test samples for which a correlation is undefined."""
+    if metric == "mislabel":
+        return 0
+    with warnings.catch_warnings():  # a note says it
+        warnings.filterwarnings("ignore", ".* correlations are nan")
+        return int((lds if metric == "lds" else loo_corr)(scores, truth).correlation.isnan().sum())
 
 
 

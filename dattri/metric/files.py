@@ -69,6 +69,8 @@ def read_scores(file: str | os.PathLike, name: str | None = None) -> torch.Tenso
     path = Path(file).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"scores: file not found: {path}")
+    if not (path.is_file() or path.is_dir()):
+        raise ValueError(f"scores: {path} is a pipe or device; expected a file or folder")
     try:
         found = find_format(path)
         scores = _pick(path, found.arrays(path), name)()

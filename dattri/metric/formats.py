@@ -58,6 +58,8 @@ def find_format(path: Path) -> ScoreFormat:
 # %% ../../nbs/metric/17_formats.ipynb #b264db79
 def read_npy(path: Path) -> np.ndarray:
     """Memory map of a file of `numpy.save`; `ValueError` that says what is wrong with it."""
+    if not path.is_file():  # opening a pipe would wait for its writer
+        raise ValueError(f"{path} could not be read as .npy (it is a folder, pipe or device)")
     try:
         return np.lib.format.open_memmap(path, mode="r")
     except Exception as error:  # whatever a damaged or foreign header makes numpy raise

@@ -272,6 +272,8 @@ def verify_checksums(path: Path) -> bytes:
 
 def _verified(path: Path) -> _Content:
     """Content of a checkpoint; errors as above."""
+    if path.exists() and not (path.is_file() or path.is_dir()):  # opening a pipe would wait for its writer
+        raise ValueError(f"{path} was not loaded: it is a pipe or device")
     data, members = path.read_bytes(), {}
     as_written = _is_as_written(data)
     if as_written is False:
