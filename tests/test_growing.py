@@ -9,7 +9,7 @@ import torch
 import yaml
 from helpers import SUBSETS, files, loss, loss_of_file, make_loader, train
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from dattri import (
     EnsembleTrainer,
@@ -21,6 +21,7 @@ from dattri import (
     retrain_subsets,
 )
 from dattri.model_util import retrain_dir
+from dattri.model_util.checkpoint import load_checkpoint
 from dattri.model_util.retrain_dir import DifferentRunError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -218,6 +219,7 @@ def test_a_kill_while_it_grows_loses_nothing(start_child, tmp_path):
     retrain_subsets(train, make_loader(), tmp_path / "run", SUBSETS[:2], seed=0)
     code = """
 from dattri.model_util import retrain_dir
+from dattri.model_util.checkpoint import load_checkpoint
 kept = retrain_dir.atomic_write
 def killed(file, *arguments, **options):
     if {before}: os.kill(os.getpid(), signal.SIGKILL)
@@ -264,3 +266,24 @@ def test_a_directory_of_format_1_is_continued_and_read_but_does_not_grow(tmp_pat
         with pytest.raises(DifferentRunError, match="num_subsets"):
             verb(train, make_loader(), tmp_path / name, seed=7, **more)
         assert files(tmp_path / name) == whole
+
+
+def test_the_module_of_a_directory_is_the_same_whichever_model_is_first(tmp_path):
+    """It has zeros for weights; buffers that no state dict holds keep their values, and the user's model its own."""
+    made = []
+
+    def train_func(dataloader, seed):
+        model = nn.Linear(1, 1)
+        model.register_buffer("table", torch.arange(3.0), persistent=False)
+        made.append((model, model.weight.detach().clone()))
+        return model
+
+    loader = DataLoader(TensorDataset(torch.zeros(8, 1)))
+    for name, firsts in (("one", [[0, 3], [0, 3, 5]]), ("other", [[5], [0, 3, 5]])):
+        for indices in firsts:
+            retrain_loo(train_func, loader, tmp_path / name, indices, seed=0)
+    files = [tmp_path / name / "model.pt" for name in ("one", "other")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    module = load_checkpoint(files[0], modules=True)
+    assert not module.weight.any() and module.table.tolist() == [0, 1, 2]
+    assert all(torch.equal(model.weight, before) and before.any() for model, before in made)

@@ -33,7 +33,7 @@ WRONG = {
     "no samples": ({"train_size": 0}, "train_size"),
     "half a run": ({"num_runs": 1.5}, "num_runs"),
     "negative seed": ({"seed": -1}, "seed"),
-    "two halves": ({"num_subsets": 2}, "num_subsets: expected at least 3 for 'lds', got 2; an interval needs"),
+    "two halves": ({"num_subsets": 2}, "num_subsets: expected at least 3 for 'lds', got 2; fewer are"),
     "more removed than used": ({"num_removed": 301}, "num_removed: expected at most train_size=300"),
     "no wrong labels": ({"flip_fraction": 0}, "flip_fraction"),
     "a path": ({"model": "../x"}, "model: expected letters"),

@@ -89,7 +89,9 @@ class Manifest:
         """The manifest in the bytes of a file; `ValueError` naming the file if it cannot be trusted."""
         try:
             record = json.loads(content)
-            newer = isinstance(record["format"], int) and record["format"] > _FORMAT
+            if type(record["format"]) is not int:
+                raise TypeError(f"format: expected a number, got {record['format']!r:.40}")
+            newer = record["format"] > _FORMAT
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{file} is truncated or damaged ({type(error).__name__}: {error})") from error
         if newer:

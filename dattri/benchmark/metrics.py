@@ -109,13 +109,13 @@ class _Retrained(Metric):
     fewest: ClassVar[int]  # of subsets or removed samples
 
     def check_setting(self, setting: Any) -> None:
-        """Enough models for an interval, which is computed without each of them in turn."""
+        """Enough models for a correlation that means something."""
         count = getattr(setting, self.options[0])
         count = setting.train_size if count is None else count
         if count < self.fewest:
             raise ValueError(
-                f"{self.options[0]}: expected at least {self.fewest} for {self.name!r}, got {count}; an interval "
-                "needs correlations without each of them in turn, so enough must be left; 50 or more are usual"
+                f"{self.options[0]}: expected at least {self.fewest} for {self.name!r}, got {count}; fewer are "
+                "correlated by chance, an interval needs 5, and 50 or more are usual"
             )
 
     def compute(self, setting: Any, data: Datasets, retrained: Path, n_jobs: int | None = None) -> Tensors:

@@ -38,6 +38,9 @@ __all__ = ['ConfidenceInterval', 'lds_interval', 'Comparison', 'compare_lds', 'c
            'compare_mislabel', 'loo_interval', 'compare_loo']
 
 # %% ../../nbs/metric/03_uncertainty.ipynb #2e7ceab9
+_FEWEST = 5  # models or subsets of an interval
+
+
 class ConfidenceInterval(NamedTuple):
     """Mean over test samples, and an interval for the mean over infinitely many subsets and test samples."""
 
@@ -61,7 +64,7 @@ def lds_interval(
     score : tensor, shape (num_train, num_test)
         As for `lds`.
     ground_truth : pair (targets, subsets)
-        As for `lds`, with at least 3 subsets.
+        As for `lds`, with at least 5 subsets.
     confidence : float
         In (0, 1).
 
@@ -71,7 +74,7 @@ def lds_interval(
         ``mean`` is the mean of ``lds(score, ground_truth).correlation`` over the test samples whose LDS is defined,
         with and without each subset; ``low`` and ``high``, in [-1, 1], are the ends of the interval. With one test
         sample, the interval is for that sample, over infinitely many subsets. All are nan if no LDS is defined; the
-        ends are nan for fewer than 3 subsets.
+        ends are nan for fewer than 5 subsets, which agree by chance too often to show how much they vary.
 
     Raises
     ------
@@ -101,7 +104,7 @@ def lds_interval(
     with single_thread():
         left_out = rank_left_out(ranked_pair(score, ground_truth))
     known = defined(left_out)
-    if left_out.without.shape[1] < 3 or not len(known.whole):
+    if left_out.without.shape[1] < _FEWEST or not len(known.whole):
         return ConfidenceInterval(float(left_out.whole[~left_out.whole.isnan()].mean()), math.nan, math.nan)
     mean = float(known.whole.mean())
     return ConfidenceInterval(mean, *fisher_interval(mean, crossed([pseudo_values(known)]), confidence))
@@ -131,7 +134,7 @@ def compare_lds(
     a, b : tensor, shape (num_train, num_test)
         Scores of the two methods, each as for `lds`.
     ground_truth : pair (targets, subsets)
-        As for `lds`, with at least 3 subsets.
+        As for `lds`, with at least 5 subsets.
     confidence : float
         In (0, 1).
 
@@ -142,7 +145,7 @@ def compare_lds(
         ``high``, in [-2, 2], are the ends of its interval; ``pvalue`` in [0, 1] is two-sided, for the hypothesis of no
         difference over infinitely many subsets and test samples. A test sample whose LDS is undefined for either
         method, or becomes undefined without some subset, is left out of both. Methods that rank all subsets identically
-        give (0, 0, 0, 1). All are nan if nothing can be compared; for fewer than 3 subsets, all but ``difference``.
+        give (0, 0, 0, 1). All are nan if nothing can be compared; for fewer than 5 subsets, all but ``difference``.
 
     Raises
     ------
@@ -192,10 +195,10 @@ def _called(name: str) -> Iterator[None]:
         raise type(error)(message) from error
 
 
-def _compared(a: LeftOut, b: LeftOut, confidence: float, least: int = 3) -> Comparison:
-    """The same of correlations without each subset, or model, of which there are at least so many."""
+def _compared(a: LeftOut, b: LeftOut, confidence: float) -> Comparison:
+    """The same of correlations without each subset, or model."""
     known = ~(a.without.isnan() | b.without.isnan()).any(1) & ~(a.whole.isnan() | b.whole.isnan())
-    if a.without.shape[1] < least or not bool(known.any()):
+    if a.without.shape[1] < _FEWEST or not bool(known.any()):
         differences = a.whole - b.whole
         return Comparison(float(differences[~differences.isnan()].mean()), math.nan, math.nan, math.nan)
     pair = [LeftOut(part.whole[known].clamp(-1, 1), part.without[known].clamp(-1, 1)) for part in (a, b)]
@@ -475,7 +478,7 @@ def loo_interval(
     score : tensor, shape (num_train, num_test)
         As for `loo_corr`. Blocks of test samples are read one at a time.
     ground_truth : pair of tensors, shapes (num_models, num_test) and (num_models,)
-        As for `loo_corr`, with at least 4 models.
+        As for `loo_corr`, with at least 5 models.
     confidence : float
         In (0, 1).
 
@@ -485,7 +488,7 @@ def loo_interval(
         ``mean`` is the mean of ``loo_corr(score, ground_truth).correlation`` over the test samples whose correlation is
         defined, with and without each model; ``low`` and ``high``, in [-1, 1], are the ends of the interval. With one
         test sample, the interval is for that sample. All are nan if no correlation is defined; the ends are nan for
-        fewer than 4 models.
+        fewer than 5 models.
 
     Raises
     ------
@@ -523,7 +526,7 @@ def loo_interval(
     with single_thread():
         estimate = crossed(pseudo())
     values = torch.cat(known)
-    if len(indices) < 4 or not len(values):
+    if len(indices) < _FEWEST or not len(values):
         values = torch.cat(whole)
         return ConfidenceInterval(float(values[~values.isnan()].clamp(-1, 1).mean()), math.nan, math.nan)
     mean = float(values.mean())
@@ -559,7 +562,7 @@ def compare_loo(
     a, b : tensor, shape (num_train, num_test)
         Scores of the two methods, each as for `loo_corr`.
     ground_truth : pair of tensors, shapes (num_models, num_test) and (num_models,)
-        As for `loo_corr`, with at least 4 models.
+        As for `loo_corr`, with at least 5 models.
     confidence : float
         In (0, 1).
 
@@ -567,7 +570,7 @@ def compare_loo(
     -------
     Comparison
         ``difference`` is the mean correlation of `a` minus that of `b`, in [-2, 2], positive where `a` is better; for
-        the rest see `compare_lds`. All but ``difference`` are nan for fewer than 4 models.
+        the rest see `compare_lds`. All but ``difference`` are nan for fewer than 5 models.
 
     Raises
     ------
@@ -593,7 +596,7 @@ def compare_loo(
     targets, indices = _removed_of(ground_truth)
     with single_thread():
         first, second = (_named_left_out(name, score, targets, indices) for name, score in (("a", a), ("b", b)))
-    return _compared(first, second, confidence, least=4)
+    return _compared(first, second, confidence)
 
 
 def _named_left_out(name: str, score: Any, targets: torch.Tensor, indices: torch.Tensor) -> LeftOut:

@@ -250,7 +250,7 @@ class _Content:
             if len(record) != count * dtype.itemsize:
                 raise NotPlain
             memory = torch.empty(count, dtype=dtype)
-            memory.view(torch.uint8).numpy()[:] = np.frombuffer(record, np.uint8)
+            memory.view(torch.uint8).numpy()[:] = np.frombuffer(record, np.bool_ if dtype == torch.bool else np.uint8)
             self.made[key] = memory
         if self.made[key].dtype != _DTYPES.get(kind) or len(self.made[key]) != count:
             raise NotPlain

@@ -75,8 +75,8 @@ def retrain_loo(
         Loader over the N training samples, with a sampler that has a fixed list of samples. Each model gets a loader
         like it without one sample.
     path : str or path-like
-        Directory for the checkpoints ``index_{i}/model_weights.pt`` (state dicts), ``model.pt`` (the module) and
-        ``metadata.yml``. Created if missing.
+        Directory for the checkpoints ``index_{i}/model_weights.pt`` (state dicts), ``model.pt`` (the module, with zeros
+        for its weights) and ``metadata.yml``. Created if missing.
     indices : sequence of int, optional
         Positions to remove, in [0, N), one model each. None removes each position in turn. If a directory has only some
         of them, the others are added.
@@ -182,7 +182,7 @@ def retrain_lds(
         ``{subset}/model_weights_{run}.pt`` (state dicts). Created if missing.
     num_subsets : int
         Subsets that this call trains, 1 or more. If a directory has fewer in all, the others are added, so that a few
-        can be a pilot. An interval of an LDS needs at least 3 subsets in all; 50 or more are usual.
+        can be a pilot. An interval of an LDS needs at least 5 subsets in all; 50 or more are usual.
     subset_ratio : float
         Share of the samples in each subset, in (0, 1].
     num_runs_per_subset : int
@@ -655,12 +655,27 @@ def _classes_by_name(model: nn.Module) -> Iterator[None]:
             delattr(home, name) if before is None else setattr(home, name, before)
 
 
+@contextmanager
+def _without_values(model: nn.Module) -> Iterator[None]:
+    """Zeros in all tensors of the state dict, so that a file of the module is the same whichever model is first."""
+    tensors = [value for value in model.state_dict().values() if isinstance(value, torch.Tensor)]
+    values = [tensor.clone() for tensor in tensors]
+    with torch.no_grad():
+        try:
+            for tensor in tensors:
+                tensor.zero_()
+            yield
+        finally:
+            for tensor, value in zip(tensors, values, strict=True):
+                tensor.copy_(value)
+
+
 def _save_module(file: Path, model: nn.Module, owner: str) -> list[str]:
     """Save the module itself; returns a warning if it cannot be saved, or cannot be loaded without running code."""
     remedy = "calculate_loo_ground_truth will need model=, a module to load the saved weights into"
-    with _classes_by_name(model):
+    with _classes_by_name(model), _without_values(model.cpu()):
         try:
-            atomic_write(file, with_owner(to_bytes(model.cpu()), owner))
+            atomic_write(file, with_owner(to_bytes(model), owner))
         except OSError:
             raise
         except Exception as error:  # a user's class may raise anything when pickled
