@@ -33,7 +33,7 @@ from .seeds import check_seed
 from .validation import checked_home, checked_path
 
 # %% auto #0
-__all__ = ['discard_all']
+__all__ = []
 
 # %% ../../nbs/model_util/04_retrain_dir.ipynb #29d5ab46
 FORMAT = 2
