@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from dattri.benchmark.datasets import digits
 from dattri.demo import METHODS
-from dattri.metric import lds_interval
+from dattri.metric import lds, lds_interval
 from dattri.metric.ceiling import ceiling_share, lds_ceiling, plan_lds
 from dattri.metric.ground_truth import GroundTruth
 from dattri.metric.uncertainty import compare_lds, compare_loo, compare_mislabel, loo_interval, mislabel_interval
@@ -299,13 +299,26 @@ def truth_of(targets):
     return -targets.values.mean(1), targets.indices
 
 
-def compared_widths(score, draw):
-    """Width that a plan says, from a pilot of 50 subsets and 2 runs, and mean width that `lds_interval` has."""
-    pilot = draw(50, 2)
-    plan = plan_lds(pilot, lds=lds_interval(score, truth_of(pilot)), num_subsets=(50, 100, 200), num_runs=(1, 2, 3))
-    for row in plan.rows:
-        found = [lds_interval(score, truth_of(draw(row.num_subsets, row.num_runs))) for _ in range(3)]
-        yield row, float(np.mean([one.high - one.low for one in found]))
+PILOTS = 40
+
+
+def compared_widths(made):
+    """Per row of a plan: widths said from pilots of 50 subsets and 2 runs each, and those that `lds_interval` has."""
+    rows, found = {}, {}
+    for _ in range(PILOTS):
+        score, draw = made()
+        pilot = draw(50, 2)
+        known = {"lds": lds(score, truth_of(pilot)).correlation, "interval": lds_interval(score, truth_of(pilot))}
+        plan = plan_lds(pilot, **known, num_subsets=(50, 100, 200), num_runs=(1, 2, 3))
+        for row in plan.rows:
+            interval = lds_interval(score, truth_of(draw(row.num_subsets, row.num_runs)))
+            rows.setdefault(row[:2], []).append(row.width)
+            found.setdefault(row[:2], []).append(interval.high - interval.low)
+    for (num_subsets, num_runs), widths in rows.items():
+        mean = float(np.mean(found[num_subsets, num_runs]))
+        low, high = np.percentile(widths, [5, 95])
+        sizes = {"num_subsets": num_subsets, "num_runs": num_runs, "pilots": PILOTS}
+        yield {**sizes, "said": float(np.mean(widths)), "said_low": low, "said_high": high, "found": mean}
 
 
 def runs_on(num_subsets, num_runs, generator, signal, reliability, share):
@@ -327,16 +340,21 @@ def planned(population):
     """Widths in simulations and on the digits, said and found."""
     generator = np.random.default_rng(0)
     for (name, share), reliability, num_tests in product(SHARES.items(), (0.2, 0.9), (50, 200)):
-        signal, other = orthonormal(generator, num_tests, share, 2)
-        draw = partial(runs_on, generator=generator, signal=signal, reliability=reliability, share=share)
-        for row, width in compared_widths(torch.from_numpy(0.6 * signal + 0.8 * other), draw):
-            sizes = {"num_tests": num_tests, "num_subsets": row.num_subsets, "num_runs": row.num_runs}
-            yield {"kind": f"{name}, reliability {reliability}", **sizes, "said": row.width, "found": width}
+        made = partial(some_method, generator, num_tests, reliability, share)
+        for row in compared_widths(made):
+            yield {"kind": f"{name}, reliability {reliability}", "num_tests": num_tests, **row}
     targets = population("logistic regressions")
+    draw = partial(some_runs, generator=generator, targets=targets)
     for name, score in digits_scores().items():
-        for row, width in compared_widths(score, partial(some_runs, generator=generator, targets=targets)):
-            sizes = {"num_tests": score.shape[1], "num_subsets": row.num_subsets, "num_runs": row.num_runs}
-            yield {"kind": f"digits, {name}", **sizes, "said": row.width, "found": width}
+        for row in compared_widths(lambda: (score, draw)):  # noqa: B023
+            yield {"kind": f"digits, {name}", "num_tests": score.shape[1], **row}
+
+
+def some_method(generator, num_tests, reliability, share):
+    """Scores that see 0.6 of what subsets do, and a function that draws runs."""
+    signal, other = orthonormal(generator, num_tests, share, 2)
+    draw = partial(runs_on, generator=generator, signal=signal, reliability=reliability, share=share)
+    return torch.from_numpy(0.6 * signal + 0.8 * other), draw
 
 
 def digits_scores():

@@ -8,8 +8,19 @@ import pytest
 import scipy.stats
 import torch
 
-from dattri.metric import GroundTruth, lds, lds_interval, loo_corr, mislabel_detection_auc
-from dattri.metric.ceiling import RetrainingPlan, ceiling_share, lds_ceiling, plan_lds
+from dattri.metric import GroundTruth, Targets, lds, lds_interval, loo_corr, mislabel_detection_auc
+from dattri.metric.ceiling import (
+    RetrainingPlan,
+    _agreement,
+    _intraclass,
+    _model_of,
+    _Range,
+    _ratio,
+    ceiling_share,
+    lds_ceiling,
+    plan_lds,
+)
+from dattri.metric.jackknife import Estimate, fisher_interval
 from dattri.metric.uncertainty import (
     Comparison,
     compare_lds,
@@ -304,6 +315,69 @@ def test_share_of_the_ceiling():
     assert ceiling_share(score, noise)[1:] in [(-math.inf, math.inf), pytest.approx((math.nan,) * 2, nan_ok=True)]
 
 
+def differs_significantly(share, top, bottom, correlation):
+    """Whether the interval of top - share * bottom, from the intervals of both, leaves out 0."""
+    (value, low, high), (other, least, most) = top, bottom
+    difference = value - share * other
+    for_below = share >= 0
+    of_top = value - low if difference > 0 else high - value
+    of_bottom = most - other if (difference > 0) == for_below else other - least
+    square = of_top**2 + (share * of_bottom) ** 2 - 2 * correlation * share * of_top * of_bottom
+    return abs(difference) > math.sqrt(max(square, 0))
+
+
+@pytest.mark.parametrize("correlation", [-0.5, 0.0, 0.3, 0.9])
+@pytest.mark.parametrize("bottom", [(0.8, 0.7, 0.85), (0.5, 0.1, 0.9), (0.4, 0.0, 0.7), (0.98, 0.97, 0.985)])
+@pytest.mark.parametrize(
+    "top", [(0.5, 0.3, 0.6), (0.2, -0.1, 0.4), (-0.3, -0.5, -0.2), (-0.1, -0.4, 0.3), (0.0, -0.1, 0.1)]
+)
+def test_share_holds_what_its_parts_allow(top, bottom, correlation):
+    low, high = _ratio(_Range(*top), _Range(*bottom), correlation)
+    assert low <= top[0] / bottom[0] <= high
+    for end, step in ((low, -1e-6), (high, 1e-6)):
+        if math.isfinite(end):
+            assert differs_significantly(end + step, top, bottom, correlation)
+            assert not differs_significantly(end - step, top, bottom, correlation)
+        else:
+            assert bottom[1] == 0 and (step > 0 or top[1] <= 0) and (step < 0 or top[2] >= 0)
+
+
+def test_share_of_symmetric_intervals_is_that_of_fieller():
+    value, width, other, breadth, correlation = 0.5, 0.2, 0.8, 0.1, 0.4
+    low, high = _ratio(
+        _Range(value, value - width, value + width), _Range(other, other - breadth, other + breadth), correlation
+    )
+    leading, middle = other**2 - breadth**2, value * other - correlation * width * breadth
+    root = math.sqrt(middle**2 - leading * (value**2 - width**2))
+    assert (low, high) == pytest.approx(((middle - root) / leading, (middle + root) / leading))
+
+
+@pytest.mark.parametrize("mean", [-0.15, 0.0, 0.4, 0.97])
+@pytest.mark.parametrize("num_runs", [2, 3, 5, 40])
+def test_interval_of_agreement_is_symmetric_on_the_scale_of_an_intraclass_correlation(mean, num_runs):
+    estimate = Estimate(mean, 0.05**2 * (1 - mean) ** 2, 30, 0, 0, 0)
+    low, high = _intraclass(mean, estimate, num_runs, 0.95)
+    others = min(num_runs, 6) - 1
+    scale = [math.log((1 + others * value) / (1 - value)) / 2 for value in (low, mean, high)]
+    assert scale[1] - scale[0] == pytest.approx(scale[2] - scale[1]) and -1 / others < low < mean < high < 1
+    if num_runs == 2:
+        assert (low, high) == pytest.approx(fisher_interval(mean, estimate, 0.95))
+    narrow = estimate._replace(variance=1e-10)
+    width = np.subtract(*_intraclass(mean, narrow, num_runs, 0.95)[::-1])
+    assert width == pytest.approx(2e-5 * scipy.stats.t.ppf(0.975, 30), rel=1e-3)
+
+
+@pytest.mark.parametrize("reliability", [0.5, 0.9])
+def test_uneven_quantiles_of_few_values_do_not_lower_the_ceiling(reliability):
+    """Test samples that are equal count as one, so their quantiles are those of 100 values."""
+    factors = []
+    for seed in range(30):
+        truth, noise = normal(seed, 100, 1, 1), normal(seed + 1000, 100, 3, 1)
+        runs = (reliability**0.5 * truth + (1 - reliability) ** 0.5 * noise).repeat(5, axis=2)
+        factors.append(_model_of(_agreement(torch.tensor(runs))).factor(3).value)
+    assert abs(np.mean(factors) - 1) < {0.5: 0.004, 0.9: 0.0012}[reliability]
+
+
 def test_plan_says_what_intervals_have():
     """On the average of some draws, within 15%."""
     for reliability in (0.3, 0.9):
@@ -321,6 +395,26 @@ def test_plan_says_what_intervals_have():
         assert row.models == 300
         (width, mean), (found_width, found_mean) = np.mean(said, axis=0), np.mean(found, axis=0)
         assert width == pytest.approx(found_width, rel=0.15) and mean == pytest.approx(found_mean, abs=0.03)
+
+
+def test_plan_for_more_subsets_if_the_lds_differs_between_test_samples():
+    """The part of the width that is due to the choice of test samples does not fall with the number of subsets."""
+    said, found = [], []
+    for seed in range(0, 6000, 1000):
+        signal, targets = made(seed, 450, 2, 40, 0.9)
+        seen = torch.tensor(np.random.default_rng(seed).uniform(-1, 1, 40))
+        score = seen * signal + (1 - seen**2).sqrt() * torch.tensor(normal(seed + 5, 60, 40))
+        pilot, more = (Targets(targets.values[part], targets.indices[part]) for part in (slice(50), slice(50, None)))
+        truth = pilot.ground_truth()
+        known = {"lds": lds(score, truth).correlation, "interval": lds_interval(score, truth)}
+        plan = plan_lds(pilot, **known, num_subsets=(50, 400), num_runs=(2,))
+        said.append([row.width for row in plan.rows])
+        assert not plan.rough and said[-1][0] == pytest.approx(known["interval"].high - known["interval"].low, rel=0.02)
+        assert plan.rows[0].expected_lds == pytest.approx(float(known["lds"].mean()), abs=0.02)
+        interval = lds_interval(score, more.ground_truth())
+        found.append(interval.high - interval.low)
+    few, many = np.mean(said, axis=0)
+    assert many == pytest.approx(np.mean(found), rel=0.1) and many > 0.7 * few  # it was 0.35
 
 
 def test_plan_without_a_pilot_and_as_a_table():

@@ -59,8 +59,7 @@ def lds_ceiling(targets: Any, *, confidence: float = 0.95) -> Ceiling:
     correlation between runs over the subsets) gives the reliability of one run, and the Spearman-Brown formula that of
     the mean over R runs. Its square root, converted to Spearman's scale, is the ceiling. This is exact for normal
     values. For the shape found in the targets (long tails, skewed truth), the ratio to normal values is estimated by
-    deconvolving the noise, and multiplied in. The interval does not include the noise of this ratio, so it is slightly
-    short if many test samples have nothing in common.
+    deconvolving the noise, and multiplied in.
 
     Parameters
     ----------
@@ -119,10 +118,7 @@ def lds_ceiling(targets: Any, *, confidence: float = 0.95) -> Ceiling:
     alone = model.of_agreement(_endless(agreement.left_out.whole.cpu().numpy(), count), model.num_runs, count)
     per_test[known.cpu()] = torch.from_numpy(alone)
     mean = model.mean(model.agreement, model.num_runs, count)
-    ends = (math.nan, math.nan)
-    if count > 3:
-        ends = fisher_interval(float(agreement.left_out.whole.mean()), model.estimate, confidence)
-        ends = (model.mean(ends[0], model.num_runs), model.mean(ends[1], model.num_runs))
+    ends = (math.nan, math.nan) if count < 4 else model.ends(float(agreement.left_out.whole.mean()), confidence)
     reliability = _spearman_brown(_pearson_of(max(model.agreement, 0.0)), model.num_runs)
     return Ceiling(per_test.to(runs.device, dtype), mean, *ends, float(reliability))
 
@@ -158,7 +154,7 @@ def _runs_of(targets: Any) -> torch.Tensor:
     return runs
 
 # %% ../../nbs/metric/10_ceiling.ipynb #e483d13b
-_MOST_PAIRS = 15
+_MOST_PAIRS, _MOST_RUNS = 15, 6  # and the number of runs that have so many pairs
 
 
 class _Agreement(NamedTuple):
@@ -358,32 +354,83 @@ def _normal_shape(num_subsets: int, num_runs: int, agreement: float) -> _Shape:
     truth, noise = (_standard(scipy.special.betaincinv(size, size, places)) for size in sizes)
     return _fitted(_Shape(truth, noise, 1.0, 1.0, 0.0), num_runs, agreement)
 
+
+_GROUPS = 10
+
+
+def _groups(num_subsets: int) -> np.ndarray:
+    """Group of each subset, to be left out in turn."""
+    return np.arange(num_subsets) % min(_GROUPS, num_subsets)
+
+
+def _shapes_of(scaled: _Scaled, agreement: float) -> list[tuple[_Shape, _Shape]]:
+    """Shapes of the targets and of normal values with all subsets, and without each group; none if undefined."""
+    num_subsets, num_runs, _ = scaled.runs.shape
+    groups, found, normal = _groups(num_subsets), [], {}
+    for left_out in range(-1, int(groups.max()) + 1):
+        rest = scaled.runs[groups != left_out]
+        shape = _shape_of(scaled._replace(runs=rest), agreement)
+        if shape is None:
+            break
+        if len(rest) not in normal:
+            normal[len(rest)] = _normal_shape(len(rest), num_runs, agreement)
+        found.append((shape, normal[len(rest)]))
+    return found if len(found) > groups.max() + 1 else found[:1]
+
 # %% ../../nbs/metric/10_ceiling.ipynb #5133f3d4
+class _Factor(NamedTuple):
+    """Factor for the shape, its relative standard error, and its correlation with the agreement."""
+
+    value: float
+    error: float
+    correlation: float
+
+
 @dataclass(frozen=True)
 class _Model:
-    """What targets say: mean agreement over endless subsets, how it varies, their shape and that of normal values."""
+    """What targets say: mean agreement over endless subsets, how it varies, their shape and that of normal values.
+
+    The first pair of `shapes` is that of all subsets, the others are those without each group.
+    """
 
     agreement: float
     spread: float
     num_runs: int
     estimate: Estimate
     shared: float
-    shapes: tuple[_Shape, _Shape] | None
-    trust: float
-    factors: dict[int, float] = field(default_factory=dict)
+    trust: float = 0.0
+    shapes: Sequence[tuple[_Shape, _Shape]] = ()
+    agreements: np.ndarray = field(default_factory=lambda: np.empty(0))  # without each group
+    factors: dict[int, _Factor] = field(default_factory=dict)
 
-    def factor(self, num_runs: int) -> float:
+    def factor(self, num_runs: int) -> _Factor:
         """Ceiling for the estimated shape over that for normal values, fitted alike so that errors cancel."""
-        if self.shapes is None:
-            return 1.0
+        if not self.shapes:
+            return _Factor(1.0, 0.0, 0.0)
         if num_runs not in self.factors:
-            found, normal = (shape.correlations(num_runs)[1] for shape in self.shapes)
-            self.factors[num_runs] = (found / normal) ** self.trust
+            parts = [[shape.correlations(num_runs)[1] for shape in pair] for pair in self.shapes]
+            whole, *without = (math.log(found / normal) for found, normal in parts)
+            count, error, correlation = len(without), 0.0, 0.0
+            if count:
+                error = math.sqrt((count - 1) ** 2 / count * float(np.var(without, ddof=1)))
+                whole = count * whole - (count - 1) * float(np.mean(without))
+                correlation = float(np.mean(_standard(np.array(without)) * _standard(self.agreements)))
+            self.factors[num_runs] = _Factor(math.exp(self.trust * whole), self.trust * error, correlation)
         return self.factors[num_runs]
+
+    def ends(self, mean: float, confidence: float) -> tuple[float, float]:
+        """Interval of the ceiling over infinitely many subsets, from the mean agreement of these."""
+        centre = self.mean(self.agreement, self.num_runs)
+        ends = [self.mean(end, self.num_runs) for end in _intraclass(mean, self.estimate, self.num_runs, confidence)]
+        factor = self.factor(self.num_runs)
+        more = quantile(self.estimate, confidence) * centre * factor.error
+        apart = (abs(end - centre) for end in ends)
+        low, high = (math.sqrt(part**2 + more**2 + 2 * factor.correlation * part * more) for part in apart)
+        return max(centre - low, 0.0), min(centre + high, 1.0)
 
     def of_agreement(self, agreement: Any, num_runs: int, count: float = math.inf) -> np.ndarray:
         """Ceilings of test samples, given the agreement of single runs over infinitely many subsets."""
-        return np.clip(self.factor(num_runs) * _normal_ceiling(agreement, num_runs, count), 0, 1)
+        return np.clip(self.factor(num_runs).value * _normal_ceiling(agreement, num_runs, count), 0, 1)
 
     def mean(self, agreement: float, num_runs: int, count: float = math.inf) -> float:
         """Ceiling averaged over the variation of test samples."""
@@ -404,9 +451,26 @@ def _model_of(agreement: _Agreement) -> _Model | None:
     scaled = _scaled(agreement.runs)
     trust = independent / (independent + _TRUST) * max(0.0, 1 - 2 * abs(scaled.relation))
     num_runs = agreement.runs.shape[1]
-    shape = _shape_of(scaled, mean)
-    shapes = None if shape is None else (shape, _normal_shape(num_subsets, num_runs, mean))
-    return _Model(mean, spread, num_runs, estimate, shared, shapes, trust)
+    shapes = _shapes_of(scaled, mean)
+    groups, units = _groups(num_subsets), pseudo_values(agreement.left_out).mean(0).cpu().numpy()
+    agreements = np.array([units[groups != group].mean() for group in range(len(shapes) - 1)])
+    return _Model(mean, spread, num_runs, estimate, shared, trust, shapes, agreements)
+
+
+def _intraclass(mean: float, estimate: Estimate, num_runs: int, confidence: float) -> tuple[float, float]:
+    """Interval around an agreement, symmetric on Fisher's scale for the intraclass correlation of this many runs."""
+    if estimate.variance == 0:
+        centre = min(max(estimate.mean, -1.0), 1.0)
+        return centre, centre
+    others = min(num_runs, _MOST_RUNS) - 1
+    mean = max(mean, -0.999 / others)
+    centre = min(max(estimate.mean, mean - 0.9 * (1 / others + mean)), mean + 0.9 * (1 - mean))
+    place = 0.75 * centre + 0.25 * mean
+    slope = (1 + others) / (2 * (1 + others * place) * (1 - place))
+    width = 2 * slope * quantile(estimate, confidence) * math.sqrt(estimate.variance)
+    odds = (1 + others * centre) / (1 - centre)
+    low, high = ((odds * math.exp(side * min(width, 500)) - 1) for side in (-1, 1))
+    return low / (low + 1 + others), high / (high + 1 + others)
 
 
 def _shared(estimate: Estimate, num_units: int, num_tests: int) -> float:
@@ -437,8 +501,9 @@ def ceiling_share(score: Any, targets: Any, *, confidence: float = 0.95) -> Conf
     ConfidenceInterval
         ``mean`` is the mean LDS over the mean ceiling (see `lds_ceiling`), over the test samples where both are
         defined; it may exceed 1 by chance. ``low`` and ``high`` are the ends of its interval over infinitely many
-        subsets and test samples, by a joint jackknife and Fieller's theorem. They are infinite if the ceiling is not
-        significantly above 0; nan for fewer than 4 subsets. If runs do not agree at all, ``mean`` is nan.
+        subsets and test samples, from the intervals of both and their correlation. If the ceiling is not significantly
+        above 0, the end farther from 0 is infinite, or both are; nan for fewer than 4 subsets. If runs do not agree at
+        all, ``mean`` is nan.
 
     Raises
     ------
@@ -500,32 +565,49 @@ def _share(reached: LeftOut, agreed: LeftOut, model: _Model, confidence: float) 
     around = [model.mean(model.agreement + side * step, model.num_runs) for side in (-1, 1)]
     slope = (around[1] - around[0]) / (2 * step)
     ceilings = centre + slope * (agreements - agreements.mean())
-    low, high = _fieller(values, ceilings, confidence)
-    least, most = (
-        model.mean(end, model.num_runs)
-        for end in fisher_interval(float(agreed.whole.mean()), model.estimate, confidence)
-    )
-    if most > 2 * least:  # a linear approximation of the square root is too coarse for this range
-        ends = fisher_interval(float(reached.whole.mean()), crossed([values]), confidence)
-        beyond = [end / most for end in ends]
-        beyond += [end / least if least > 0 else math.copysign(math.inf, end) for end in ends]
-        low, high = min(low, *beyond), max(high, *beyond)
+    ends = fisher_interval(float(reached.whole.mean()), crossed([values]), confidence)
+    limits = model.ends(float(agreed.whole.mean()), confidence)
+    correlation = _correlation(values, ceilings, model.factor(model.num_runs).error * centre)
+    middle = min(max(float(values.mean()), ends[0]), ends[1])
+    low, high = _ratio(_Range(middle, *ends), _Range(centre, *limits), correlation)
     return ConfidenceInterval(mean, low, high)
 
 
-def _fieller(numerator: torch.Tensor, denominator: torch.Tensor, confidence: float) -> tuple[float, float]:
-    """Ends of the interval of a ratio of means, from pseudo-values of both."""
-    top, bottom, both = (crossed([part]) for part in (numerator, denominator, numerator - denominator))
-    covariance = (top.variance + bottom.variance - both.variance) / 2
-    covariance = math.copysign(min(abs(covariance), math.sqrt(top.variance * bottom.variance)), covariance)
-    ratio = top.mean / bottom.mean
-    square = quantile(crossed([numerator - ratio * denominator]), confidence) ** 2
-    leading = bottom.mean**2 - square * bottom.variance
-    middle = top.mean * bottom.mean - square * covariance
-    if leading <= 0:
-        return -math.inf, math.inf
-    inside = max(middle**2 - leading * (top.mean**2 - square * top.variance), 0.0)
-    return (middle - math.sqrt(inside)) / leading, (middle + math.sqrt(inside)) / leading
+def _correlation(top: torch.Tensor, bottom: torch.Tensor, error: float) -> float:
+    """Correlation of two means, from pseudo-values of both; the second one has a further, independent error."""
+    one, other, apart = (crossed([part]).variance for part in (top, bottom, top - bottom))
+    scale = math.sqrt(one * (other + error**2))
+    return min(max((one + other - apart) / (2 * scale), -1.0), 1.0) if scale > 0 else 0.0
+
+
+class _Range(NamedTuple):
+    """An estimate and the ends of its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def _ratio(top: _Range, bottom: _Range, correlation: float) -> tuple[float, float]:
+    """Ends of the interval of a ratio, from the intervals of both parts; the denominator is positive."""
+    if top.value < 0:
+        low, high = _ratio(_Range(-top.value, -top.high, -top.low), bottom, -correlation)
+        return -high, -low
+    below, above = bottom.value - bottom.low, bottom.high - bottom.value
+    leading, middle, root = _equation(top, top.value - top.low, bottom, above if top.low > 0 else below, correlation)
+    bounded = top.low > 0 or min(leading, bottom.low) > 0
+    low = (top.value**2 - (top.value - top.low) ** 2) / max(middle + root, 1e-300) if bounded else -math.inf
+    leading, middle, root = _equation(top, top.high - top.value, bottom, below, correlation)
+    return low, (middle + root) / leading if min(leading, bottom.low) > 0 else math.inf
+
+
+def _equation(
+    top: _Range, of_top: float, bottom: _Range, of_bottom: float, correlation: float
+) -> tuple[float, float, float]:
+    """Parts of the equation for an end, which lies as far from the estimates as these distances allow."""
+    leading = bottom.value**2 - of_bottom**2
+    middle = top.value * bottom.value - correlation * of_top * of_bottom
+    return leading, middle, math.sqrt(max(middle**2 - leading * (top.value**2 - of_top**2), 0.0))
 
 # %% ../../nbs/metric/10_ceiling.ipynb #1dde91c4
 class PlanRow(NamedTuple):
@@ -558,7 +640,7 @@ class RetrainingPlan(Table):
         return _ROUGH if self.rough else ""
 
 
-_ROUGH = "The widths are rough: pass lds=lds_interval(score, targets) of your method."
+_ROUGH = "The widths are rough: pass interval=lds_interval(score, ground_truth) of your method."
 
 # %% ../../nbs/metric/10_ceiling.ipynb #8613f4cc
 def plan_lds(
@@ -566,6 +648,7 @@ def plan_lds(
     *,
     reliability: float | None = None,
     lds: float | torch.Tensor | ConfidenceInterval | None = None,
+    interval: ConfidenceInterval | None = None,
     num_tests: int | None = None,
     num_subsets: Sequence[int] = (25, 50, 100, 200, 400),
     num_runs: Sequence[int] = (1, 2, 3, 5),
@@ -582,9 +665,12 @@ def plan_lds(
     lds : float, tensor of shape (num_test,) or ConfidenceInterval, optional
         LDS of the method against the mean over the runs of `targets`, or against one run with `reliability`. A tensor,
         as returned by `lds`, also gives its variation among test samples; for a number, 0.3 on Fisher's scale is
-        assumed. Best is the result of `lds_interval` for the method and the mean over the runs of `targets`: its width
-        is the method's own and is only scaled, and its LDS is assumed to vary among test samples as the ceiling does.
-        Default: unknown; the width is then that around an LDS of 0, the widest.
+        assumed. From an interval alone, the LDS is assumed to vary among test samples as the ceiling does. Default:
+        unknown; the width is then that around an LDS of 0, the widest.
+    interval : ConfidenceInterval, optional
+        Result of `lds_interval` for the method and the mean over the runs of `targets`, with the same confidence. Its
+        width is the method's own. Best is to pass it together with the tensor `lds`: the part of the width that is due
+        to the choice of test samples then stays the same with more subsets.
     num_tests : int, optional
         Number of test samples. Default: as in `targets`.
     num_subsets, num_runs : sequence of int
@@ -618,7 +704,7 @@ def plan_lds(
     50       2     100     0.803    0.465  0.243
     100      1     100     0.690    0.400  0.186
     100      2     200     0.803    0.465  0.188
-    The widths are rough: pass lds=lds_interval(score, targets) of your method.
+    The widths are rough: pass interval=lds_interval(score, ground_truth) of your method.
     """
     check_confidence(confidence)
     for name, counts, least in (("num_subsets", num_subsets, 3), ("num_runs", num_runs, 1)):
@@ -631,23 +717,26 @@ def plan_lds(
         raise ValueError(
             f"num_tests: expected the number of test samples, at least 1, got {tests!r}; it is required without targets"
         )
-    found = lds if isinstance(lds, ConfidenceInterval) else None
-    level, varied = _level(found.mean if found else lds, count, model.shared)
-    scale = 1.0
-    if found is not None and targets is not None and found.high > found.low:
-        varied = _varied(model) * level**2
+    if isinstance(lds, ConfidenceInterval):
+        interval, lds = lds, None
+    known = interval.mean if lds is None and interval is not None else lds
+    level, spread = _level(known, count)
+    if lds is None and interval is not None and targets is not None:
+        spread = _Spread(_varied(model) * level**2, 0.0)
+    shared, scale = model.shared, 1.0
+    if interval is not None and targets is not None and interval.high > interval.low:
         pilot = (int(count), _runs_of(targets).shape[2])
-        scale = (found.high - found.low) / _width(level, varied, model.shared, pilot, confidence)
+        shared, scale = _shared_by(interval.high - interval.low, level, spread, pilot, confidence)
     present = model.mean(model.agreement, model.num_runs)
     rows = []
     ceilings = {number: model.mean(model.agreement, number) for number in num_runs}
     for subsets, number in product(num_subsets, num_runs):
         rise = ceilings[number] / present if present > 0 else 1.0
-        value = min(max(level * rise, -0.999), 0.999) if lds is not None else math.nan
-        width = _width(value if lds is not None else 0.0, rise**2 * varied, model.shared, (subsets, tests), confidence)
-        width = min(scale * width, 2.0)
-        rows.append(PlanRow(subsets, number, subsets * number, ceilings[number], value, width))
-    return RetrainingPlan(tuple(rows), tests, confidence, rough=found is None)
+        value = min(max(level * rise, -0.999), 0.999)
+        width = _width(value, rise**2 * spread.true(shared), shared, (subsets, tests), confidence)
+        shown = math.nan if known is None else value
+        rows.append(PlanRow(subsets, number, subsets * number, ceilings[number], shown, min(scale * width, 2.0)))
+    return RetrainingPlan(tuple(rows), tests, confidence, rough=interval is None)
 
 # %% ../../nbs/metric/10_ceiling.ipynb #28384a40
 _SPREAD, _SHARED = 0.3, 0.2  # of the LDS among test samples on Fisher's scale; share common to all test samples
@@ -670,13 +759,24 @@ def _plan_model(targets: Any, reliability: float | None) -> tuple[_Model, int | 
     if isinstance(reliability, bool) or not isinstance(reliability, (int, float)) or not 0 < reliability <= 1:
         raise ValueError(f"reliability: expected a number in (0, 1], that of one run, got {reliability!r}")
     nothing = Estimate(math.nan, math.nan, math.nan, math.nan, math.nan, math.nan)
-    return _Model(float(_spearman_of(reliability)), 0.0, 1, nothing, _SHARED, None, 0.0), None, math.inf
+    return _Model(float(_spearman_of(reliability)), 0.0, 1, nothing, _SHARED), None, math.inf
 
 
-def _level(lds: Any, count: float, shared: float) -> tuple[float, float]:
+class _Spread(NamedTuple):
+    """Variance of the LDS among test samples, and the part of it that is chance if they share nothing."""
+
+    found: float
+    chance: float
+
+    def true(self, shared: float) -> float:
+        """Variance of the true LDS, given the share of chance that all test samples have in common."""
+        return max(self.found - (1 - shared) * self.chance, 0.0)
+
+
+def _level(lds: Any, count: float) -> tuple[float, _Spread]:
     """Mean LDS over infinitely many subsets, and its variance among test samples."""
     if lds is None:
-        return 0.0, _SPREAD**2
+        return 0.0, _Spread(_SPREAD**2, 0.0)
     number = isinstance(lds, (int, float)) and not isinstance(lds, bool)
     values = as_real_tensor("lds", torch.tensor([lds], dtype=torch.float64) if number else lds).double().flatten()
     values = values[~values.isnan()]
@@ -685,9 +785,9 @@ def _level(lds: Any, count: float, shared: float) -> tuple[float, float]:
     mean = float(values.mean())
     endless = mean if math.isinf(count) else float(_endless(mean, int(count)))
     if len(values) == 1:
-        return endless, (_SPREAD * (1 - endless**2)) ** 2
-    chance = 0.0 if math.isinf(count) else float(_chance(values.numpy(), count).mean()) * (1 - shared)
-    return endless, max(float(values.var()) - chance, 0.0)
+        return endless, _Spread((_SPREAD * (1 - endless**2)) ** 2, 0.0)
+    chance = 0.0 if math.isinf(count) else float(_chance(values.numpy(), count).mean())
+    return endless, _Spread(float(values.var()), chance)
 
 
 def _varied(model: _Model) -> float:
@@ -699,6 +799,21 @@ def _varied(model: _Model) -> float:
 def _chance(value: Any, count: float) -> Any:
     """Variance of Spearman's correlation of this many values."""
     return (1 + value**2 / 2) * (1 - value**2) ** 2 / (count - 1)
+
+
+def _shared_by(
+    width: float, value: float, spread: _Spread, pilot: tuple[int, int], confidence: float
+) -> tuple[float, float]:
+    """Share common to all test samples that gives a pilot this width, and a factor where no share does."""
+    from scipy.optimize import brentq  # noqa: PLC0415  (few calls need it)
+
+    def apart(shared: float) -> float:
+        return _width(value, spread.true(shared), shared, pilot, confidence) - width
+
+    if apart(0.0) < 0 < apart(1.0):
+        return brentq(apart, 0.0, 1.0), 1.0
+    shared = float(apart(1.0) <= 0)
+    return shared, width / (apart(shared) + width)
 
 
 def _width(value: float, varied: float, shared: float, sizes: tuple[int, int], confidence: float) -> float:
