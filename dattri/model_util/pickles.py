@@ -251,7 +251,7 @@ def check_pickle(data: bytes, allowed: Callable[[str], bool] = is_harmless) -> N
 class NotPlain(Exception):
     """A value that is neither plain nor a dense tensor."""
 
-
+# %% ../../nbs/model_util/13_pickles.ipynb #12d3793a
 class _Plain:
     """Values made of notes; equal notes give the same value."""
 
