@@ -617,3 +617,11 @@ def test_comparing_targets_of_any_kind():
     assert compare_targets(losses[:, :1], losses[:, 1:2]).pvalue > 0  # one test sample: runs alone
     one = compare_targets(losses + 1, losses)
     assert one.difference == pytest.approx(1) and one.high - one.low < 1e-6
+
+
+def test_constant_scores_have_no_share_of_the_ceiling():
+    generator = torch.Generator().manual_seed(0)
+    subsets = torch.stack([torch.randperm(10, generator=generator)[:5] for _ in range(20)])
+    targets = Targets(torch.randn(20, 2, 5, generator=generator), subsets)
+    assert all(np.isnan(ceiling_share(torch.ones(10, 5), targets)))
+    assert np.isfinite(ceiling_share(torch.rand(10, 5, generator=generator), targets).mean)

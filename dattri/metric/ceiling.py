@@ -541,6 +541,8 @@ def ceiling_share(score: Any, targets: Any, *, confidence: float = 0.95) -> Conf
             ranked_pair(score, (truth.to(runs.dtype) if runs.is_floating_point() else truth, targets.indices))
         )
         known = ~reached.without.isnan().any(1).cpu() & ~reached.whole.isnan().cpu()
+        if not bool(known.any()):
+            return ConfidenceInterval(math.nan, math.nan, math.nan)
         agreement = _agreement(runs[:, :, known.to(runs.device)])
         model = _model_of(agreement)
     if model is None:
