@@ -301,10 +301,15 @@ _NOT_CONVERGED = (
 )
 
 
-def _check_influence(damping: Any, curvature: Any, solver: Any, tolerance: Any) -> None:
-    """`ValueError` naming the option that is out of range."""
+def _check_damping(damping: Any) -> None:
+    """`ValueError` unless it is finite and not negative."""
     if not (_is_number(damping) and 0 <= damping < float("inf")):
         raise ValueError(f"damping: expected a number of 0 or larger, got {damping!r}")
+
+
+def _check_influence(damping: Any, curvature: Any, solver: Any, tolerance: Any) -> None:
+    """`ValueError` naming the option that is out of range."""
+    _check_damping(damping)
     if not (_is_number(tolerance) and tolerance > 0):
         raise ValueError(f"tolerance: expected a number larger than 0, got {tolerance!r}")
     for name, value in (("curvature", curvature), ("solver", solver)):
@@ -481,8 +486,7 @@ def trak(
     >>> trak(models[0], [model.state_dict() for model in models], train, test, dim=4).shape
     torch.Size([30, 10])
     """
-    if not (_is_number(damping) and 0 <= damping < float("inf")):
-        raise ValueError(f"damping: expected a number of 0 or larger, got {damping!r}")
+    _check_damping(damping)
     number = _dim_for(len(train_dataset)) if dim is None else check_int("dim", dim, 1)
     seed, total = check_seed(seed), torch.zeros((), dtype=torch.float64)
     doubt = total

@@ -9,6 +9,7 @@ import hashlib
 import io
 import os
 import re
+import stat
 import struct
 import sys
 import sysconfig
@@ -242,19 +243,24 @@ class _Content:
 
     def numbers(self, kind: str, key: str, count: int) -> torch.Tensor:
         """Copy of a storage as a 1-D tensor on the CPU; `NotPlain` if it is not as torch writes it."""
+        dtype, record = _DTYPES.get(kind), self.record(f"data/{key}")
+        if dtype is None or len(record) != count * dtype.itemsize:
+            raise NotPlain
         if key not in self.made:
-            record = self.record(f"data/{key}")
-            if kind not in _DTYPES or self.record("byteorder") != sys.byteorder.encode():
-                raise NotPlain
-            dtype = _DTYPES[kind]
-            if len(record) != count * dtype.itemsize:
+            if self.record("byteorder") != sys.byteorder.encode():
                 raise NotPlain
             memory = torch.empty(count, dtype=dtype)
             memory.view(torch.uint8).numpy()[:] = np.frombuffer(record, np.bool_ if dtype == torch.bool else np.uint8)
             self.made[key] = memory
-        if self.made[key].dtype != _DTYPES.get(kind) or len(self.made[key]) != count:
+        if self.made[key].dtype != dtype:
             raise NotPlain
         return self.made[key]
+
+# %% ../../nbs/model_util/02_checkpoint.ipynb #91809655
+def is_special(path: Path) -> bool:
+    """Whether a path is a pipe or device, so that opening it may wait for another process."""
+    mode = path.stat().st_mode
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 # %% ../../nbs/model_util/02_checkpoint.ipynb #5b612a82
 def verify_checksums(path: Path) -> bytes:
@@ -272,7 +278,7 @@ def verify_checksums(path: Path) -> bytes:
 
 def _verified(path: Path) -> _Content:
     """Content of a checkpoint; errors as above."""
-    if path.exists() and not (path.is_file() or path.is_dir()):  # opening a pipe would wait for its writer
+    if is_special(path):
         raise ValueError(f"{path} was not loaded: it is a pipe or device")
     data, members = path.read_bytes(), {}
     as_written = _is_as_written(data)

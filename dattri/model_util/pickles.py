@@ -309,14 +309,12 @@ class _Plain:
 
     def _storage(self, note: Note) -> Any:
         """All numbers of a storage."""
-        if id(note) not in self.made:
-            (identity,) = note.parts
-            kinds = [part.kind for part in identity.parts]
-            if kinds != ["text", "name", "text", "text", "number"] or type(identity.parts[4].value) is not int:
-                raise NotPlain
-            _, kind, key, _, count = (part.value for part in identity.parts)
-            self.made[id(note)] = self.memory(kind, key, count)
-        return self.made[id(note)]
+        (identity,) = note.parts
+        kinds = [part.kind for part in identity.parts]
+        if kinds != ["text", "name", "text", "text", "number"] or type(identity.parts[4].value) is not int:
+            raise NotPlain
+        _, kind, key, _, count = (part.value for part in identity.parts)
+        return self.memory(kind, key, count)
 
 
 def plain_value(note: Note, memory: Callable[[str, str, int], Any]) -> Any:
