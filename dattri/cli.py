@@ -269,7 +269,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Judge a score matrix by a benchmark or by your own ground truth; print a summary and draw a picture."""
-    from dattri.benchmark.leaderboard import _with_null  # noqa: PLC0415
+    from dattri.benchmark.leaderboard import with_null  # noqa: PLC0415
     from dattri.benchmark.load import load_benchmark  # noqa: PLC0415
     from dattri.benchmark.settings import find_setting  # noqa: PLC0415
     from dattri.metric.files import read_ground_truth, read_scores  # noqa: PLC0415
@@ -296,7 +296,7 @@ def evaluate(
         picture.parent.mkdir(parents=True, exist_ok=True)
         save_figure(report.figure, picture)
     if as_json:
-        fields = {**_with_null(report), "picture": str(picture)}
+        fields = {**with_null(report), "picture": str(picture)}
         del fields["figure"]
         typer.echo(json.dumps(fields, indent=1))
         return
@@ -346,14 +346,14 @@ def leaderboard(
     as_json: Json = False,
 ) -> None:
     """Compare score files and published scores on a benchmark: a table with intervals and paired differences."""
-    from dattri.benchmark.leaderboard import _WRITERS, _as_json  # noqa: PLC0415
+    from dattri.benchmark.leaderboard import WRITERS  # noqa: PLC0415
     from dattri.benchmark.leaderboard import evaluate as judge_all  # noqa: PLC0415
     from dattri.benchmark.settings import find_setting  # noqa: PLC0415
     from dattri.benchmark.sharing import leaderboard_from  # noqa: PLC0415
 
     with _one_line_errors():
         if out is not None:
-            _check_suffix("--out", out, _WRITERS)
+            _check_suffix("--out", out, WRITERS)
         methods, setting = _named_files(scores or []), find_setting(model, dataset)
         metrics = metric or [name for name in setting.metrics if name != "mislabel" or not methods]
         options: dict[str, Any] = {
@@ -366,7 +366,7 @@ def leaderboard(
             leaderboard_from(published, benchmark=setting, scores=methods, **options)
             if published else judge_all(methods, setting, **options)
         )
-        typer.echo(_as_json(board).strip() if as_json else str(board))
+        typer.echo(board.to_json() if as_json else str(board))
         if out is not None:
             out.parent.mkdir(parents=True, exist_ok=True)
             board.save(out)

@@ -168,13 +168,7 @@ def test_all_baselines_stand_beside(home):
         ]  # fmt: skip
         assert not any(row.error for row in rows.values())
         assert {row.method for row in board.rows if row.metric == metric and row.is_best}
-    assert "checkpoints" in repr(board) and json.loads(_json(board))["rows"][0]["num_checkpoints"] in (None, 1, 3)
-
-
-def _json(board):
-    from dattri.benchmark.leaderboard import _as_json  # noqa: PLC0415
-
-    return _as_json(board)
+    assert "checkpoints" in repr(board) and json.loads(board.to_json())["rows"][0]["num_checkpoints"] in (None, 1, 3)
 
 
 def test_differences_are_those_of_paired_comparisons(home):

@@ -82,6 +82,13 @@ def test_an_exported_cell_has_one_public_symbol():
             assert len(symbols) <= 1, f"{module}: give {', '.join(symbols)} a cell each"
 
 
+@pytest.mark.parametrize("module", [path for path in GENERATED if path.name != "_docs.py"], ids=str)
+def test_private_names_stay_in_their_module(module):
+    imports = [node for node in ast.walk(ast.parse((ROOT / module).read_text())) if isinstance(node, ast.ImportFrom)]
+    own = [node for node in imports if node.level or (node.module or "").startswith("dattri")]
+    assert not [name.name for node in own for name in node.names if re.match("_[^_]", name.name)]
+
+
 def test_import_costs_little():
     """No torch before it is needed; the time is measured by perf/, here only its cause."""
     code = "import sys, dattri; print(sorted({'torch', 'numpy', 'scipy', 'matplotlib'} & set(sys.modules)))"

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ..metric.correlation import Predictions, _subsets_of
+from ..metric.correlation import Predictions, subsets_of
 from ..metric.scores import Block
 from ..metric.subsets import members_of
 from ..model_util.validation import check_int
@@ -95,7 +95,7 @@ def linear_datamodel(
     >>> bool(lds(fitted.predictions, ground_truth).correlation.min() > 0.99)
     True
     """
-    targets, subsets = _subsets_of(ground_truth)
+    targets, subsets = subsets_of(ground_truth)
     if len(targets) < 4:
         raise ValueError(f"ground_truth: expected at least 4 subsets to fit to, got {len(targets)}")
     Block(targets, name="ground_truth", row="subset").check_finite()

@@ -124,7 +124,11 @@ class Leaderboard:
 
     def _record(self) -> dict[str, Any]:
         """What a file of JSON holds."""
-        return {"benchmark": self.benchmark, "rows": [_with_null(row) for row in self.rows]}
+        return {"benchmark": self.benchmark, "rows": [with_null(row) for row in self.rows]}
+
+    def to_json(self) -> str:
+        """The table as JSON, with null for nan: the name of the benchmark and all fields of each row."""
+        return json.dumps(self._record(), indent=1)
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the table to a file, in the format of its suffix: .md, .tex, .html, .csv or .json.
@@ -135,9 +139,9 @@ class Leaderboard:
             If the suffix is not one of these.
         """
         file = Path(path).expanduser()
-        if file.suffix not in _WRITERS:
-            raise ValueError(f"path: expected a name that ends with {', '.join(_WRITERS)}, got {file.name!r}")
-        atomic_write(file, _WRITERS[file.suffix](self).encode())
+        if file.suffix not in WRITERS:
+            raise ValueError(f"path: expected a name that ends with {', '.join(WRITERS)}, got {file.name!r}")
+        atomic_write(file, WRITERS[file.suffix](self).encode())
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Leaderboard:
@@ -250,13 +254,8 @@ def _as_csv(board: Leaderboard) -> str:
     writer.writerows(board.rows)
     return text.getvalue()
 
-
-def _as_json(board: Leaderboard) -> str:
-    """The record of a board as JSON."""
-    return json.dumps(board._record(), indent=1) + "\n"
-
-
-def _with_null(row: Any) -> dict[str, Any]:
+# %% ../../nbs/benchmark/17_leaderboard.ipynb #new_with_null
+def with_null(row: Any) -> dict[str, Any]:
     """Fields of a row, with None, which JSON writes as null, for nan."""
     return {name: None if value != value else value for name, value in row._asdict().items()}  # noqa: PLR0124
 
@@ -281,9 +280,10 @@ def _typed(name: str, value: Any, kind: type) -> Any:
         raise TypeError(f"{name}: expected {kind.__name__}, got {type(value).__name__}")
     return value
 
-
-_WRITERS: dict[str, Callable[[Leaderboard], str]] = {
-    ".md": _as_markdown, ".tex": _as_latex, ".html": Leaderboard._repr_html_, ".csv": _as_csv, ".json": _as_json,
+# %% ../../nbs/benchmark/17_leaderboard.ipynb #new_writers
+WRITERS: dict[str, Callable[[Leaderboard], str]] = {
+    ".md": _as_markdown, ".tex": _as_latex, ".html": Leaderboard._repr_html_, ".csv": _as_csv,
+    ".json": lambda board: board.to_json() + "\n",
 }
 
 # %% ../../nbs/benchmark/17_leaderboard.ipynb #e0fa28a9
@@ -353,7 +353,7 @@ def evaluate(
     'undefined: constant for every test sample'
     """
     setting = benchmark if isinstance(benchmark, Setting) else find_setting(*benchmark)
-    beside = _checked(scores, baselines)
+    beside = requested_baselines(scores, baselines)
     if isinstance(metrics, str):
         raise TypeError(f"metrics: expected a list of names, got one text; pass [{metrics!r}]")
     check_n_jobs(n_jobs)
@@ -372,8 +372,8 @@ def evaluate(
         rows += _judged(found, metric, truth, attributes["targets"])
     return Leaderboard(tuple(rows), f"{setting.model} on {setting.dataset}")
 
-
-def _checked(scores: Mapping[str, Any], baselines: bool | str) -> dict[str, Baseline]:
+# %% ../../nbs/benchmark/17_leaderboard.ipynb #new_requested_baselines
+def requested_baselines(scores: Mapping[str, Any], baselines: bool | str) -> dict[str, Baseline]:
     """The requested baselines; an error if methods are not named, or named like a baseline."""
     if not isinstance(scores, Mapping):
         raise TypeError(f"scores: expected a dict of methods by name, got {type(scores).__name__}")

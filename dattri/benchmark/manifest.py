@@ -41,8 +41,8 @@ class Check(NamedTuple):
     found: str
     passed: bool
 
-
-def _versions() -> dict[str, str]:
+# %% ../../nbs/benchmark/02_manifest.ipynb #new_package_versions
+def package_versions() -> dict[str, str]:
     """Versions of the packages that made a benchmark."""
     return {
         "dattri": __version__, "torch": str(torch.__version__), "numpy": np.__version__,
@@ -75,7 +75,7 @@ class Manifest:
     samples: dict[str, str]
     origin: dict[str, str] = field(default_factory=dict)
     checks: list[Check] = field(default_factory=list)
-    details: dict[str, str] = field(default_factory=_versions)
+    details: dict[str, str] = field(default_factory=package_versions)
     files: dict[str, str] = field(default_factory=dict)
 
     @classmethod

@@ -24,11 +24,11 @@ from dattri.benchmark.hub import (
 from dattri.benchmark.leaderboard import (  # the row for those who evaluate inherited annotations
     Leaderboard,
     LeaderboardRow,  # noqa: F401
-    _checked,
-    _with_null,
+    requested_baselines,
+    with_null,
     evaluate,
 )
-from .manifest import MANIFEST, Check, Manifest, _versions, file_hash
+from .manifest import MANIFEST, Check, Manifest, package_versions, file_hash
 from .settings import Setting, find_setting, list_benchmarks
 from .workspace import Workspace, tensor_name
 from ..metric.files import read_scores
@@ -149,7 +149,7 @@ def _written(
     local = workspace.manifest()
     if local is None:
         raise RuntimeError(f"{workspace.folder} lost its manifest during the upload; publish again")
-    details = {**claims, **_versions(), "benchmark manifest": file_hash(workspace.folder / MANIFEST)}
+    details = {**claims, **package_versions(), "benchmark manifest": file_hash(workspace.folder / MANIFEST)}
     for row in board.rows:
         details[f"truth {row.metric}"] = local.files[tensor_name(row.metric, "target_values")]
     for name, array in arrays.items():
@@ -254,7 +254,7 @@ class SharedLeaderboard(Leaderboard):
 
     def _record(self) -> dict[str, Any]:
         """What a file of JSON holds: the values, and the claims."""
-        return {**super()._record(), "publications": [_with_null(each) for each in self.publications]}
+        return {**super()._record(), "publications": [with_null(each) for each in self.publications]}
 
 
 def _cells(each: Publication) -> list[str]:
@@ -318,7 +318,7 @@ def leaderboard_from(
     workspace = Workspace.open(setting, download_path, name="download_path")
     fetched = [_fetched(place, workspace) for place in places]
     _raise_if_offline(fetched)
-    names = _unique_names(fetched, {*(scores or {}), *_checked(scores or {}, baselines)})
+    names = _unique_names(fetched, {*(scores or {}), *requested_baselines(scores or {}, baselines)})
     covered = {metric for each in fetched for metric in each.files}
     board = evaluate(
         {**(scores or {}), **{name: each.entry() for name, each in zip(names, fetched, strict=True)}}, setting,

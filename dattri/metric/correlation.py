@@ -158,7 +158,7 @@ def loo_corr(score: Any, ground_truth: tuple[torch.Tensor, torch.Tensor]) -> Cor
     >>> loo_corr(score, (losses, removed)).correlation
     tensor([0.9449, 0.9538])
     """
-    targets, indices = _removed_of(ground_truth)
+    targets, indices = removed_of(ground_truth)
     parts, dtype = [], torch.float32
     with single_thread():
         for block in Scores(score).blocks(targets.shape[1], int(indices.min()), int(indices.max())):
@@ -216,8 +216,8 @@ def _check_pair(ground_truth: Any) -> tuple[torch.Tensor, Any]:
         )
     return targets if targets.is_floating_point() else targets.double(), ground_truth[1]
 
-
-def _subsets_of(ground_truth: Any) -> tuple[torch.Tensor, Subsets]:
+# %% ../../nbs/metric/01_correlation.ipynb #new_subsets_of
+def subsets_of(ground_truth: Any) -> tuple[torch.Tensor, Subsets]:
     """Targets and subsets of a ground truth, or of the targets of every run, for `lds`."""
     if isinstance(ground_truth, Targets):
         ground_truth = ground_truth.ground_truth()
@@ -230,8 +230,8 @@ def _subsets_of(ground_truth: Any) -> tuple[torch.Tensor, Subsets]:
         )
     return targets, subsets
 
-
-def _removed_of(ground_truth: Any) -> tuple[torch.Tensor, torch.Tensor]:
+# %% ../../nbs/metric/01_correlation.ipynb #new_removed_of
+def removed_of(ground_truth: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Targets and removed positions of a ground truth for `loo_corr`."""
     targets, positions = _check_pair(ground_truth)
     indices = as_real_tensor("ground_truth", positions)
@@ -298,7 +298,7 @@ class RankedPair(NamedTuple):
 # %% ../../nbs/metric/01_correlation.ipynb #9e8c3985
 def ranked_pair(score: Any, ground_truth: Any) -> RankedPair:
     """Ranks of the subsets by score and by retraining for each test sample, on the score's device."""
-    targets, subsets = _subsets_of(ground_truth)
+    targets, subsets = subsets_of(ground_truth)
     if isinstance(score, Predictions):
         _check_predictions(score, targets)
     elif _is_array(score) and tuple(score.shape) == tuple(targets.shape) and subsets.high >= len(targets):
@@ -430,11 +430,11 @@ def _pearson(x: Block, x_rows: torch.Tensor | None, y: torch.Tensor) -> torch.Te
     for columns in (~sound).nonzero().flatten().split(16):  # constant or nearly so, or of extreme size: rare
         parts = [_same_rows(x, x_rows, y, rows) for rows in row_blocks(*y.shape)]
         left, right = (torch.cat([part[:, columns].double() for part in side]) for side in zip(*parts, strict=True))
-        correlation[columns] = _two_pass_pearson(left, right)
+        correlation[columns] = two_pass_pearson(left, right)
     return correlation
 
-
-def _two_pass_pearson(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+# %% ../../nbs/metric/01_correlation.ipynb #new_two_pass_pearson
+def two_pass_pearson(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Pearson correlation of columns in several passes, scaled against under- and overflow; nan if one is constant."""
     constant = (x == x[0]).all(0) | (y == y[0]).all(0)
     products = torch.ones_like(x)

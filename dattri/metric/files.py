@@ -16,7 +16,7 @@ import torch
 from .formats import find_format, read_npy
 from .ground_truth import GroundTruth, Targets, as_ground_truth, as_targets
 from .inputs import as_real_tensor, check_real
-from ..model_util.checkpoint import is_special, load_checkpoint
+from ..model_util.checkpoint import UnusableFileError, is_special, load_checkpoint
 
 # %% auto #0
 __all__ = ['read_scores', 'read_ground_truth']
@@ -75,7 +75,7 @@ def read_scores(file: str | os.PathLike, name: str | None = None) -> torch.Tenso
         found = find_format(path)
         scores = _pick(path, found.arrays(path), name)()
     except ValueError as error:
-        raise ValueError(f"scores: {_without_advice(error)}{_how_to_save(error)}") from error
+        raise _refusal("scores", error, "Save the scores again, with torch.save (.pt) or numpy.save (.npy).") from error
     check_real(f"scores {file}", scores)
     if len(scores.shape) not in (1, 2):
         raise ValueError(
@@ -101,17 +101,11 @@ def _pick(path: Path, arrays: Mapping[str, Callable[[], Any]], name: str | None)
     raise ValueError(f"{path} holds no array {name!r}; expected one of {listed}")
 
 
-def _without_advice(error: ValueError) -> str:
-    """What is wrong with a file, without the advice for model checkpoints."""
-    return str(error).split(", so it cannot be used")[0]
-
-
-def _how_to_save(error: ValueError) -> str:
-    """What to do about a file that is empty or of another program."""
-    foreign = "is empty", "is not a file of torch.save", "start like a file of numpy.save"
-    if "is a file of numpy.save" in str(error):
-        return "; rename it to .npy"
-    return "; save the scores again, with torch.save (.pt) or numpy.save (.npy)" * any(w in str(error) for w in foreign)
+def _refusal(what: str, error: ValueError, remedy: str) -> ValueError:
+    """The error of a reader, for a file of `what`; checkpoints are trained again, but others need another remedy."""
+    if isinstance(error, UnusableFileError):
+        return ValueError(f"{what}: {error.reason}. {error.remedy or remedy}")
+    return ValueError(f"{what}: {error}")
 
 # %% ../../nbs/metric/09_files.ipynb #5538d9ab
 def read_ground_truth(file: str | os.PathLike) -> GroundTruth | Targets | torch.Tensor:
@@ -173,4 +167,4 @@ def _read(what: str, file: str | os.PathLike) -> Any:
     try:
         return readers[path.suffix](path)
     except ValueError as error:
-        raise ValueError(f"{what}: {_without_advice(error)}; expected a file of numpy.save or torch.save") from error
+        raise _refusal(what, error, "Expected a file of numpy.save or torch.save.") from error

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ..model_util.checkpoint import load_checkpoint
+from ..model_util.checkpoint import UnusableFileError, load_checkpoint
 from ..model_util.threads import row_blocks
 
 # %% auto #0
@@ -57,9 +57,9 @@ def find_format(path: Path) -> ScoreFormat:
 
 # %% ../../nbs/metric/17_formats.ipynb #b264db79
 def read_npy(path: Path) -> np.ndarray:
-    """Memory map of a file of `numpy.save`; `ValueError` that says what is wrong with it."""
+    """Memory map of a file of `numpy.save`; `UnusableFileError` that says what is wrong with it."""
     if not path.is_file():  # opening a pipe would wait for its writer
-        raise ValueError(f"{path} could not be read as .npy (it is a folder, pipe or device)")
+        raise UnusableFileError(f"{path} could not be read as .npy (it is a folder, pipe or device)")
     try:
         return np.lib.format.open_memmap(path, mode="r")
     except Exception as error:  # whatever a damaged or foreign header makes numpy raise
@@ -73,7 +73,7 @@ def read_npy(path: Path) -> np.ndarray:
             reason = "it holds Python objects, which could run code and are not loaded"
         else:
             reason = "its header or its length is damaged"
-        raise ValueError(f"{path} could not be read as .npy ({reason})") from error
+        raise UnusableFileError(f"{path} could not be read as .npy ({reason})") from error
 
 
 def _torch_arrays(path: Path) -> Mapping[str, Callable[[], Any]]:
@@ -104,7 +104,7 @@ def _open_safetensors(path: Path) -> Any:
     except Exception as error:  # whatever a damaged or foreign header makes safetensors raise
         empty = not Path(path).stat().st_size
         reason = "it is empty" if empty else f"{error}; its header or length is damaged"
-        raise ValueError(f"{path} could not be read as .safetensors ({reason})") from error
+        raise UnusableFileError(f"{path} could not be read as .safetensors ({reason})") from error
 
 
 def _safetensors_arrays(path: Path) -> Mapping[str, Callable[[], Any]]:

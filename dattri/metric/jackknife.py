@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import scipy.special
 import torch
 
-from .correlation import RankedPair, _two_pass_pearson
+from .correlation import RankedPair, two_pass_pearson
 from ..model_util.threads import map_blocks, row_blocks
 
 # %% auto #0
@@ -100,7 +100,7 @@ def linear_left_out(x: torch.Tensor, y: torch.Tensor) -> LeftOut:
     if count > 1 and len(rows):
         others = torch.arange(count - 1, device=x.device)[:, None]
         others = others + (others >= rows)
-        without[rows, columns] = _two_pass_pearson(x[others, columns].double(), y[others, columns].double())
+        without[rows, columns] = two_pass_pearson(x[others, columns].double(), y[others, columns].double())
     return LeftOut(products, without.T)
 
 

@@ -95,8 +95,8 @@ def mislabel_detection_auc(score: torch.Tensor, ground_truth: torch.Tensor) -> M
 # %% ../../nbs/metric/02_mislabel.ipynb #d7527d78
 FROM_POSITIONS = "torch.zeros(num_train).index_fill(0, torch.tensor(flipped), 1)"
 
-
-def _check(score: Any, ground_truth: Any) -> tuple[torch.Tensor, torch.Tensor]:
+# %% ../../nbs/metric/02_mislabel.ipynb #new_check_labels
+def check_labels(score: Any, ground_truth: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Scores in a sortable dtype, with equal scores kept equal, and labels as booleans, on one device."""
     score, truth = as_real_tensor("score", score), as_real_tensor("ground_truth", ground_truth)
     remedy = f"from positions, such as the second result of flip_label: {FROM_POSITIONS}"
@@ -169,7 +169,7 @@ def area_below(x: torch.Tensor, y: torch.Tensor) -> float:
 # %% ../../nbs/metric/02_mislabel.ipynb #ad55b530
 def count_found(score: Any, ground_truth: Any) -> Found:
     """Samples found down to each threshold, from none inspected to all; arguments as for `mislabel_detection_auc`."""
-    values, is_wrong = _check(score, ground_truth)
+    values, is_wrong = check_labels(score, ground_truth)
     if values.device.type == "cpu":
         counts = [torch.from_numpy(part.copy()) for part in _counts(values.numpy(), is_wrong.numpy())]
     else:

@@ -15,7 +15,7 @@ import numpy as np
 import scipy.special
 import torch
 
-from .correlation import RankedPair, _removed_of, ranked_pair
+from .correlation import RankedPair, removed_of, ranked_pair
 from .inputs import as_real_tensor
 from dattri.metric.jackknife import (
     Estimate,
@@ -29,7 +29,7 @@ from dattri.metric.jackknife import (
     quantile,
     rank_left_out,
 )
-from .mislabel import RocCurve, _check, mislabel_detection_auc
+from .mislabel import RocCurve, check_labels, mislabel_detection_auc
 from .scores import Block, Scores
 from ..model_util.threads import row_blocks, single_thread
 
@@ -441,7 +441,7 @@ def _named_shares(name: str, score: Any, ground_truth: Any) -> tuple[np.ndarray,
     """For each wrong sample the share of clean ones below it, for each clean one that of wrong ones above it."""
     with _called(name):
         mislabel_detection_auc(score, ground_truth)  # whatever is wrong with them is said there
-        values, is_wrong = (part.cpu().numpy() for part in _check(score, ground_truth))
+        values, is_wrong = (part.cpu().numpy() for part in check_labels(score, ground_truth))
     wrong, clean = np.sort(values[is_wrong]), np.sort(values[~is_wrong])
     return _share_below(clean, values[is_wrong]), 1 - _share_below(wrong, values[~is_wrong])
 
@@ -511,7 +511,7 @@ def loo_interval(
     0.72, 95% interval [0.69, 0.75]
     """
     check_confidence(confidence)
-    targets, indices = _removed_of(ground_truth)
+    targets, indices = removed_of(ground_truth)
     whole: list[torch.Tensor] = []
     known: list[torch.Tensor] = []
 
@@ -593,7 +593,7 @@ def compare_loo(
     0.24 [0.20, 0.28]
     """
     check_confidence(confidence)
-    targets, indices = _removed_of(ground_truth)
+    targets, indices = removed_of(ground_truth)
     with single_thread():
         first, second = (_named_left_out(name, score, targets, indices) for name, score in (("a", a), ("b", b)))
     return _compared(first, second, confidence)

@@ -262,6 +262,24 @@ def is_special(path: Path) -> bool:
     mode = path.stat().st_mode
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
+# %% ../../nbs/model_util/02_checkpoint.ipynb #new1
+class UnusableFileError(ValueError):
+    """A file that cannot be read: the reason, and optionally the remedy for others than checkpoints."""
+
+    @property
+    def reason(self) -> str:
+        """What is wrong; names the file."""
+        return self.args[0]
+
+    @property
+    def remedy(self) -> str | None:
+        """What to do about it, if writing the file again is not the remedy."""
+        return self.args[1] if len(self.args) > 1 else None
+
+    def __str__(self) -> str:
+        again = "Delete this file and repeat the call that wrote it: only missing files are made again."
+        return f"{self.reason}, so it cannot be used. {self.remedy or again}"
+
 # %% ../../nbs/model_util/02_checkpoint.ipynb #5b612a82
 def verify_checksums(path: Path) -> bytes:
     """Content of a checkpoint, verified byte for byte.
@@ -270,7 +288,7 @@ def verify_checksums(path: Path) -> bytes:
     ------
     FileNotFoundError
         If it does not exist.
-    ValueError
+    UnusableFileError
         If it is empty, truncated or damaged, or not an archive as torch writes it.
     """
     return _verified(path).data
@@ -283,9 +301,9 @@ def _verified(path: Path) -> _Content:
     data, members = path.read_bytes(), {}
     as_written = _is_as_written(data)
     if as_written is False:
-        raise ValueError(_damage(path, "its bytes differ from those written"))
+        raise UnusableFileError(f"{path} is damaged (its bytes differ from those written)")
     if not data.startswith(b"PK"):
-        raise ValueError(_foreign(path, data[:12]))
+        raise _foreign(path, data[:12])
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             broken = _not_by_torch(archive, data) or (None if as_written else archive.testzip())
@@ -293,32 +311,18 @@ def _verified(path: Path) -> _Content:
     except Exception as error:  # a damaged archive makes zipfile raise a dozen kinds of errors
         broken = f"{type(error).__name__}: {error}"
     if broken is not None:
-        raise ValueError(_damage(path, broken))
+        raise UnusableFileError(f"{path} is damaged ({broken})")
     return _Content(data, members)
 
 
-def _damage(path: Path, reason: str) -> str:
-    """Message for a checkpoint that cannot be used."""
-    return (
-        f"{path} is damaged ({reason}), so it cannot be used. Delete this file and repeat the call that wrote it: only "
-        "missing files are made again."
-    )
-
-
-def _foreign(path: Path, start: bytes) -> str:
-    """Message for a file that torch cannot have written, from its first bytes."""
+def _foreign(path: Path, start: bytes) -> UnusableFileError:
+    """The error for a file that torch cannot have written, from its first bytes."""
     if not start:
-        return (
-            f"{path} is empty (0 bytes), so it cannot be used. Delete it and repeat the call that wrote it: only "
-            "missing files are made again."
-        )
+        return UnusableFileError(f"{path} is empty (0 bytes)")
     if start.startswith(b"\x93NUMPY"):
-        return f"{path} is a file of numpy.save, not of torch.save, so it cannot be used. Rename it to end in .npy."
+        return UnusableFileError(f"{path} is a file of numpy.save, not of torch.save", "Rename it to end in .npy.")
     old = "; one written before torch 1.6 must be saved again" * start.startswith(b"\x80")
-    return (
-        f"{path} is not a file of torch.save (it starts with {start!r}{old}), so it cannot be used. Write its tensors "
-        "with torch.save, or delete it and repeat the call that wrote it: only missing files are made again."
-    )
+    return UnusableFileError(f"{path} is not a file of torch.save (it starts with {start!r}{old})")
 
 
 def _not_by_torch(archive: zipfile.ZipFile, data: bytes) -> str | None:
