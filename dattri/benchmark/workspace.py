@@ -224,7 +224,7 @@ _PURPOSES = {
     "lds": "ground truth of the linear datamodeling score",
     "loo": "ground truth of leave-one-out",
     "mislabel": "which labels are wrong",
-    "retrained": "models behind the ground truth, for resuming a build; loading does not need them",
+    "retrained": "models behind the ground truth, needed only to resume a build",
     "manifest.json": "setting, checks, and the hash of every file",
 }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import html
 import math
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,14 @@ def as_text(cells: Sequence[Sequence[str]]) -> str:
 # %% ../../nbs/metric/15_display.ipynb #6f27e280
 def as_html(cells: Sequence[Sequence[str]]) -> str:
     """The same as an HTML table."""
-    head, *rows = [[html.escape(cell) for cell in row] for row in cells]
+    head, *rows = [[_unbroken(html.escape(cell)) for cell in row] for row in cells]
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
     return f"<table><thead><tr>{''.join(f'<th>{cell}</th>' for cell in head)}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _unbroken(cell: str) -> str:
+    """A cell whose intervals stay on one line."""
+    return re.sub(r"\[[^\[\]]*\]", lambda interval: interval[0].replace(" ", "&nbsp;"), cell)
 
 # %% ../../nbs/metric/15_display.ipynb #67a9e85a
 class Table:
