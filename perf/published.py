@@ -234,17 +234,17 @@ def rows_of(
 
 
 def cells(rows: Sequence[Row], comparable: bool) -> list[list[str]]:
-    """Rows as text, the head first; differences where the published numbers speak of these images."""
-    last = "difference" if comparable else "of other data: no difference"
-    head = ["model", "metric", "method", "ours", "95% interval", "seconds", "published for MNIST", last]
-    table = [head]
+    """Rows as text, the head first; with differences if the published numbers are of these images."""
+    head = ["model", "metric", "method", "ours", "95% interval", "seconds", "published for MNIST"]
+    table = [head + ["difference"] * comparable]
     for row in rows:
         gap, low, high = row.difference
-        shown = f"{gap:+.3f} [{low:+.3f}, {high:+.3f}]" if comparable and row.published is not None else ""
+        difference = "" if row.published is None else f"{gap:+.3f} [{low:+.3f}, {high:+.3f}]"
         published = "" if row.published is None else f"{row.published:.3f}"
         name = f"{row.method}, {row.option}" if row.option else row.method
         numbers = ["none", row.error[:60]] if row.error else [f"{row.value:.3f}", f"[{row.low:.3f}, {row.high:.3f}]"]
-        table.append([row.model, row.metric, name, *numbers, f"{row.seconds:.1f}", published, shown])
+        line = [row.model, row.metric, name, *numbers, f"{row.seconds:.1f}", published]
+        table.append(line + [difference] * comparable)
     return table
 
 

@@ -111,7 +111,7 @@ def test_digits_have_no_difference(published, tmp_path, monkeypatch, capsys):
     assert published.protocol("lr", images).dataset == "digits" and published.protocol("mlp", images).train_size == 1297
     row = published.Row("lr", "lds", "Grad-Dot", "", 0.3, 0.2, 0.4, 1.0, 0.328)
     head, line = published.cells([row], images.comparable)
-    assert head[-1] == "of other data: no difference" and line[-1] == "" and line[-2] == "0.328"
+    assert head[-1] == "published for MNIST" and line[-1] == "0.328"
     assert published.cells([row], True)[1][-1] == "-0.028 [-0.128, +0.072]"
     assert math.isnan(published.Row("mlp", "lds", "IF explicit", "", 0.3, 0.2, 0.4, 1.0, None).difference[0])
 
