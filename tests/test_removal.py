@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import signal
 import warnings
 from functools import partial
 
@@ -372,6 +373,19 @@ def test_changed_scores_train_what_is_new_or_replace(tmp_path):
     options = {**FOUR, "overwrite": True}
     replaced = removal_test(-SCORES, learn_mean, TRAIN, squared_error, TESTS, tmp_path / "run", **options)
     assert replaced.rows == fresh.rows and models(tmp_path / "run") == models(tmp_path / "fresh")
+
+
+@pytest.mark.parametrize("question", [removal_test, brittleness])
+def test_overwriting_that_was_cut_short_continues(question, tmp_path, monkeypatch):
+    func, options = (squared_error, FOUR) if question is removal_test else (is_close, {"most": 0.5, "seed": 0})
+    ask = partial(question, SCORES, learn_mean, TRAIN, func, TESTS, tmp_path, **options)
+    ask()
+    before = models(tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):  # between a plan and its models
+        patch.setattr(retrain_dir, "_discard_models", lambda folders: signal.raise_signal(signal.SIGINT))
+        ask(overwrite=True)
+    ask(overwrite=True)
+    assert models(tmp_path) == before
 
 
 def test_the_order_of_the_test_samples_changes_nothing(tmp_path):
