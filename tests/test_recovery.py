@@ -1,6 +1,7 @@
 """Kills, full disks, damaged files, shards and rivals: afterwards the same call gives the undisturbed bytes."""
 
 import signal
+import threading
 import time
 
 import joblib
@@ -9,6 +10,7 @@ import torch
 from helpers import CHILD_HEADER, SUBSETS, files, make_loader, train
 
 from dattri.metric import calculate_lds_ground_truth
+from dattri.model_util import checkpoint
 from dattri.model_util.retrain import retrain_lds, retrain_loo, retrain_subsets
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -175,6 +177,30 @@ def test_equal_bytes_for_any_number_of_workers(mode, run_child, runs_of_two_work
     """The parent and its workers use one thread each."""
     run_child(f"WIDTH = 8\n{RUNS[mode].replace('seed=7', 'seed=7, n_jobs=1')}", tmp_path)
     assert files(tmp_path) == files(runs_of_two_workers / mode)
+
+
+def test_a_writer_waits_for_the_process_that_sweeps_its_new_file(monkeypatch, tmp_path):
+    """Another process opened the new file and locked it before the writer could, and now removes it."""
+    fcntl = pytest.importorskip("fcntl")
+    lock, swept = fcntl.flock, []
+
+    def remove(part, other):
+        part.unlink()
+        other.close()
+
+    def contended(file, how):
+        if not swept:
+            swept.append(next(tmp_path.iterdir()))
+            other = swept[0].open("rb")
+            lock(other, fcntl.LOCK_EX)
+            threading.Timer(0.3, remove, (swept[0], other)).start()
+        return lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", contended)
+    with checkpoint.whole_file(tmp_path / "model.pt") as file:
+        threading.Event().wait(0.6)
+        file.write(b"whole")
+    assert files(tmp_path) == {"model.pt": b"whole"} and swept
 
 
 @pytest.mark.parametrize("mode", RUNS)

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import signal
 import warnings
 from functools import partial
 
@@ -24,6 +25,7 @@ from dattri import (
 )
 from dattri.metric.removal import _crossed_mean
 from dattri.model_util import retrain_dir
+from dattri.model_util.retrain_dir import DifferentRunError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LABELS = torch.tensor([1.0, 2.0, 3.0, 10.0, 4.0, 7.0, 5.0, 0.0])
@@ -372,6 +374,32 @@ def test_changed_scores_train_what_is_new_or_replace(tmp_path):
     options = {**FOUR, "overwrite": True}
     replaced = removal_test(-SCORES, learn_mean, TRAIN, squared_error, TESTS, tmp_path / "run", **options)
     assert replaced.rows == fresh.rows and models(tmp_path / "run") == models(tmp_path / "fresh")
+
+
+@pytest.mark.parametrize("question", [removal_test, brittleness])
+def test_overwriting_that_was_cut_short_continues(question, tmp_path, monkeypatch):
+    func, options = (squared_error, FOUR) if question is removal_test else (is_close, {"most": 0.5, "seed": 0})
+    ask = partial(question, SCORES, learn_mean, TRAIN, func, TESTS, tmp_path, **options)
+    ask()
+    before = models(tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):  # between a plan and its models
+        patch.setattr(retrain_dir, "_discard_models", lambda folders: signal.raise_signal(signal.SIGINT))
+        ask(overwrite=True)
+    ask(overwrite=True)
+    assert models(tmp_path) == before
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize(("differing", "count", "seed"), [("seed", 8, 1), ("data_length", 9, 0), ("data_length", 7, 0)])
+def test_another_seed_or_number_of_samples_needs_another_path(differing, count, seed, overwrite, tmp_path):
+    """Overwriting would keep what all methods share, so no message advises it."""
+    removal_test(SCORES, learn_mean, TRAIN, squared_error, TESTS, tmp_path, **FOUR)
+    before = files(tmp_path)
+    other = DataLoader(TensorDataset(LABELS[torch.arange(count) % 8, None], LABELS[torch.arange(count) % 8]))
+    scores, options = SCORES[torch.arange(count) % 8], {**FOUR, "seed": seed, "overwrite": overwrite}
+    with pytest.raises(DifferentRunError, match=rf"full already .*{differing}: .* in this call\. Use another path\.$"):
+        removal_test(scores, no_training, TRAIN if count == 8 else other, squared_error, TESTS, tmp_path, **options)
+    assert files(tmp_path) == before
 
 
 def test_the_order_of_the_test_samples_changes_nothing(tmp_path):

@@ -16,6 +16,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -407,7 +408,8 @@ def _scored(entry: Any, attributes: dict[str, Any], metric: str) -> _Scored:
             whole = metric == "mislabel" and len(getattr(entry, "shape", (0, 0))) > 1
             return _Scored(error="no self-attribution was given") if whole else _Scored(_readable(entry))
         own, begin = _own(attributes), time.perf_counter()
-        made = entry(own, metric)
+        with _kept_settings():
+            made = entry(own, metric)
         return _Scored(_readable(made), time.perf_counter() - begin, num_checkpoints=models)
     except Exception as error:  # any error of a method is shown in its row
         return _Scored(error=_told(error), num_checkpoints=models)
@@ -423,10 +425,21 @@ def _readable(scores: Any) -> Any:
     return scores
 
 
+@contextmanager
+def _kept_settings() -> Iterator[None]:
+    """Restore torch's default dtype and gradient mode, which a method may change and the next one would meet."""
+    dtype = torch.get_default_dtype()
+    try:
+        with torch.set_grad_enabled(torch.is_grad_enabled()):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
+
+
 def _own(attributes: dict[str, Any]) -> dict[str, Any]:
-    """Attributes for one method: what it does to the model and the lists of files must not reach the next one."""
+    """Attributes for one method: its changes of the model, targets and lists of files must not reach the next one."""
     own = copy.copy(attributes)
-    own["model"] = copy.deepcopy(attributes["model"])
+    own.update({name: copy.deepcopy(attributes[name]) for name in ("model", "targets")})
     own.update({name: copy.copy(files) for name, files in attributes.items() if isinstance(files, list)})
     return own
 

@@ -343,9 +343,9 @@ class _Banks:
         return dict(zip(rows, found.values.double().mean(1), strict=True))
 
     def discard(self, pattern: str) -> None:
-        """Remove the banks of a pattern."""
-        for file in self.path.glob(f"{pattern}/metadata.yml"):
-            discard_all(file.parent, SubsetsPlan.mode)
+        """Remove the banks of a pattern, and what a call that was killed here left of them."""
+        for folder in self.path.glob(f"{pattern}/"):
+            discard_all(folder, SubsetsPlan.mode)
 
     def full(self) -> torch.Tensor:
         """Targets of the model trained on everything, (num_tests,)."""

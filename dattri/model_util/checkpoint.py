@@ -40,10 +40,10 @@ _PART = ".part"
 _OURS = re.compile(r"\..+\.[0-9a-f]{32}\.part")  # names that `whole_file` makes
 
 
-def _lock(file: BinaryIO) -> bool:
+def _lock(file: BinaryIO, *, wait: bool = False) -> bool:
     """Lock an open file for this process; False if another process holds it or locks are not supported."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except (OSError, AttributeError):
         return False
     return True
@@ -56,7 +56,7 @@ def _new_part(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
     try:
         while True:
             with part.open("xb") as file:
-                _lock(file)
+                _lock(file, wait=True)  # only `sweep` can hold it, for an instant
                 if part.exists():  # otherwise it was swept between its creation and the lock
                     yield part, file
                     return

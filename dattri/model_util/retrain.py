@@ -31,7 +31,7 @@ from .fingerprint import function_name
 from .loader import LoaderRecipe
 from .parallel import DevicePool, chunks, run_tasks
 from .plan import LdsPlan, LooPlan, Plan, SubsetsPlan, Task, pack_subsets
-from .retrain_dir import DifferentRunError, RetrainDir, find_missing, plan_metadata
+from .retrain_dir import OVERWRITE, DifferentRunError, RetrainDir, find_missing, plan_metadata
 from .seeds import check_seed, seeded
 from dattri.model_util.validation import (
     check_int,
@@ -460,7 +460,8 @@ def retrain_more(
     recipe = LoaderRecipe.of(dataloader)
     while True:
         known, runs = planned_subsets(path)
-        listed = known + [row for row in dict.fromkeys(rows) if row not in {*known}]
+        same_data = [row for row in known if len(row) == len(rows[0])]  # otherwise the plans differ, an error below
+        listed = same_data + [row for row in dict.fromkeys(rows) if row not in {*same_data}]
         members = np.frombuffer(b"".join(listed), dtype=np.uint8).reshape(len(listed), -1)
         plan_for = partial(_shared_plan, len(recipe), members, max(runs, num_runs))
         own = [number for number, row in enumerate(listed) if row in {*rows}]
@@ -469,9 +470,9 @@ def retrain_more(
                 retrain_subsets, plan_for, own, train_func, recipe, path, seed, n_jobs=n_jobs, devices=devices,
                 overwrite=False, kwargs={}, num_runs=num_runs,
             )
-        except DifferentRunError:
+        except DifferentRunError as error:
             if planned_subsets(path) == (known, runs):  # otherwise another process has enlarged the bank
-                raise
+                raise DifferentRunError(str(error).replace(OVERWRITE, ""), error.fields) from None
 
 
 def _shared_plan(data_length: int, members: np.ndarray, num_runs: int, seed: int) -> SubsetsPlan:

@@ -572,12 +572,13 @@ def compare_plans(path: Path, recorded: Mapping[str, Any], expected: Mapping[str
     if differing:
         listed = "; ".join(line for lines in differing.values() for line in lines)
         fewer = [name for name in _COUNTS if name in differing and recorded.get(name, 0) > expected[name]]
-        remedy = "Use another path, or overwrite=True to replace the existing run."
+        remedy = f"Use another path{OVERWRITE}."
         if fewer and {*differing} <= {*_COUNTS}:
             remedy = f"To continue it, pass at least its {' and '.join(fewer)}. {remedy}"
         raise DifferentRunError(f"{path} already holds models of a different run. {listed}. {remedy}", differing)
 
 
+OVERWRITE = ", or overwrite=True to replace the existing run"
 _COUNTS = ("num_subsets", "num_runs_per_subset")
 _WHICH = (*_COUNTS, "indices", "subsets_sha256")  # which models there are, not what they are
 
