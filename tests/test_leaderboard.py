@@ -354,6 +354,8 @@ def test_what_a_method_does_reaches_no_other(home):
         for part in attributes["model"].parameters():
             part.data.zero_()
         attributes["targets"].values.zero_()
+        for name in ("train_dataset", "test_dataset"):
+            attributes[name].tensors[0].zero_()
         torch.set_default_dtype(torch.float64)
         torch.set_grad_enabled(False)
         return matrix()

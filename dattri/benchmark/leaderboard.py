@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch.utils.data import TensorDataset
 
 from .beside import BASELINES, SIMPLE, Baseline, Given
 from .load import load_setting
@@ -437,9 +438,12 @@ def _kept_settings() -> Iterator[None]:
 
 
 def _own(attributes: dict[str, Any]) -> dict[str, Any]:
-    """Attributes for one method: its changes of the model, targets and lists of files must not reach the next one."""
+    """Attributes for one method: its changes of model, samples, targets and lists of files must not reach the next."""
     own = copy.copy(attributes)
     own.update({name: copy.deepcopy(attributes[name]) for name in ("model", "targets")})
+    for name in ("train_dataset", "test_dataset"):
+        if type(attributes[name]) is TensorDataset:  # others may be larger than memory
+            own[name] = TensorDataset(*(part.clone() for part in attributes[name].tensors))
     own.update({name: copy.copy(files) for name, files in attributes.items() if isinstance(files, list)})
     return own
 
