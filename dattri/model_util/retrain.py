@@ -31,7 +31,7 @@ from .fingerprint import function_name
 from .loader import LoaderRecipe
 from .parallel import DevicePool, chunks, run_tasks
 from .plan import LdsPlan, LooPlan, Plan, SubsetsPlan, Task, pack_subsets
-from .retrain_dir import OVERWRITE, DifferentRunError, RetrainDir, find_missing, plan_metadata
+from .retrain_dir import DifferentRunError, RetrainDir, find_missing, plan_metadata
 from .seeds import check_seed, seeded
 from dattri.model_util.validation import (
     check_int,
@@ -472,7 +472,7 @@ def retrain_more(
             )
         except DifferentRunError as error:
             if planned_subsets(path) == (known, runs):  # otherwise another process has enlarged the bank
-                raise DifferentRunError(str(error).replace(OVERWRITE, ""), error.fields) from None
+                raise DifferentRunError(error.reason, fields=error.fields) from None
 
 
 def _shared_plan(data_length: int, members: np.ndarray, num_runs: int, seed: int) -> SubsetsPlan:

@@ -520,8 +520,10 @@ class DifferentRunError(ValueError):
 
     Parameters
     ----------
-    message : str
-        What differs, and what to do.
+    reason : str
+        What differs.
+    remedy : str
+        What to do.
     fields : sequence of str
         Names of the differing fields in `metadata.yml`.
 
@@ -530,9 +532,12 @@ class DifferentRunError(ValueError):
     dattri.retrain_subsets : Raises it.
     """
 
-    def __init__(self, message: str, fields: Iterable[str] = ()) -> None:
-        super().__init__(message)
-        self.fields = tuple(fields)
+    def __init__(self, reason: str, remedy: str = "Use another path.", fields: Iterable[str] = ()) -> None:
+        super().__init__(reason, remedy, tuple(fields))
+        self.reason, self.fields = reason, tuple(fields)
+
+    def __str__(self) -> str:
+        return " ".join(self.args[:2])
 
 # %% ../../nbs/model_util/04_retrain_dir.ipynb #fa431c19
 _VERSIONS = ("dattri", "numpy", "torch")
@@ -572,13 +577,12 @@ def compare_plans(path: Path, recorded: Mapping[str, Any], expected: Mapping[str
     if differing:
         listed = "; ".join(line for lines in differing.values() for line in lines)
         fewer = [name for name in _COUNTS if name in differing and recorded.get(name, 0) > expected[name]]
-        remedy = f"Use another path{OVERWRITE}."
+        remedy = "Use another path, or overwrite=True to replace the existing run."
         if fewer and {*differing} <= {*_COUNTS}:
             remedy = f"To continue it, pass at least its {' and '.join(fewer)}. {remedy}"
-        raise DifferentRunError(f"{path} already holds models of a different run. {listed}. {remedy}", differing)
+        raise DifferentRunError(f"{path} already holds models of a different run. {listed}.", remedy, differing)
 
 
-OVERWRITE = ", or overwrite=True to replace the existing run"
 _COUNTS = ("num_subsets", "num_runs_per_subset")
 _WHICH = (*_COUNTS, "indices", "subsets_sha256")  # which models there are, not what they are
 
