@@ -175,6 +175,20 @@ def test_tensors_outside_of_their_storage_are_refused(place, other, tmp_path):
         load_checkpoint(file)
 
 
+@pytest.mark.parametrize("value", [torch.ones(2), nn.Parameter(torch.ones(2))], ids=["tensor", "parameter"])
+@pytest.mark.parametrize("count", [3, 99, 2**31 - 1])
+def test_memory_beyond_a_record_is_never_read(value, count, tmp_path):
+    """Some versions of torch give a storage the size that it claims, and so the tensors on it."""
+    with zipfile.ZipFile(io.BytesIO(to_bytes(value))) as good:
+        pickled = good.read("archive/data.pkl")
+    number = b"J" + count.to_bytes(4, "little")
+    for place in ("count", "size"):
+        pickled = pickled.replace(PLACES[place], number + PLACES[place][2:])
+    (tmp_path / "bad.pt").write_bytes(with_pickle(pickled))
+    with pytest.raises(ValueError, match=r"bad\.pt is damaged \(storage '0' of"):
+        load_checkpoint(tmp_path / "bad.pt")
+
+
 def interpreter():
     """A module of torch's export that interprets its attributes; they name a function of the process."""
     from torch.export.unflatten import InterpreterModule  # noqa: PLC0415

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import os
 import re
 import stat
@@ -25,7 +26,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .pickles import NotPlain, check_pickle, is_harmless, plain_value
+from .pickles import NotPlain, Note, check_pickle, is_harmless, plain_value, storages_in
 
 try:
     import fcntl
@@ -436,9 +437,24 @@ def load_checkpoint(path: Path, *, modules: bool = False) -> Any:
     try:
         value = plain_value(note, content.numbers)
     except NotPlain:
+        _check_storages(path, content, note)
         value = _by_torch(path, content.data, classes)
     _check_expansion(path, value, len(content.data))
     return value
+
+
+def _check_storages(path: Path, content: _Content, note: Note) -> None:
+    """`UnusableFileError` if a storage is larger than its record, beyond which some versions of torch read."""
+    for identity in storages_in(note):
+        kind, key, count = identity or ("", "", 0)
+        size = _ITEM_SIZES.get(kind, math.inf) * count
+        if identity is None or not 0 <= size <= len(content.record(f"data/{key}")):
+            raise UnusableFileError(f"{path} is damaged (storage {key!r} of {count:,} elements)")
+
+
+_ITEM_SIZES = {kind: dtype.itemsize for kind, dtype in _DTYPES.items()}
+_ITEM_SIZES |= {"torch.storage UntypedStorage": 1, "torch QInt8Storage": 1, "torch QUInt8Storage": 1}
+_ITEM_SIZES |= {"torch QInt32Storage": 4, "torch QUInt4x2Storage": 1, "torch QUInt2x4Storage": 1}
 
 
 def _by_torch(path: Path, data: bytes, classes: dict[str, Any]) -> Any:

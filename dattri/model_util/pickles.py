@@ -8,7 +8,7 @@ from __future__ import annotations
 import pickletools
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -251,6 +251,27 @@ def check_pickle(data: bytes, allowed: Callable[[str], bool] = is_harmless) -> N
 class NotPlain(Exception):
     """A value that is neither plain nor a dense tensor."""
 
+# %% ../../nbs/model_util/13_pickles.ipynb #new1
+def _identity(storage: Note) -> tuple[str, str, int] | None:
+    """Type, key and number of elements of a storage; None if they are not as torch writes them."""
+    parts = storage.parts[0].parts
+    kinds = [part.kind for part in parts]
+    if kinds != ["text", "name", "text", "text", "number"] or type(parts[4].value) is not int:
+        return None
+    return parts[1].value, parts[2].value, parts[4].value
+
+
+def storages_in(note: Note) -> Iterator[tuple[str, str, int] | None]:
+    """Type, key and number of elements of each storage that a checked pickle names; None for a malformed one."""
+    todo, seen = [note], {id(note)}
+    while todo:
+        note = todo.pop()
+        if note.kind == "storage":
+            yield _identity(note)
+        new = [part for part in (*note.parts, *note.attributes) if id(part) not in seen]
+        seen.update(map(id, new))
+        todo += new
+
 # %% ../../nbs/model_util/13_pickles.ipynb #12d3793a
 class _Plain:
     """Values made of notes; equal notes give the same value."""
@@ -309,12 +330,9 @@ class _Plain:
 
     def _storage(self, note: Note) -> Any:
         """All numbers of a storage."""
-        (identity,) = note.parts
-        kinds = [part.kind for part in identity.parts]
-        if kinds != ["text", "name", "text", "text", "number"] or type(identity.parts[4].value) is not int:
+        if (identity := _identity(note)) is None:
             raise NotPlain
-        _, kind, key, _, count = (part.value for part in identity.parts)
-        return self.memory(kind, key, count)
+        return self.memory(*identity)
 
 
 def plain_value(note: Note, memory: Callable[[str, str, int], Any]) -> Any:
