@@ -131,9 +131,9 @@ def demo(
 
     with _one_line_errors():
         result = run_demo(out, num_subsets=num_subsets, num_removed=num_removed, n_jobs=n_jobs)
-    picture = out / "demo.png"
-    save_figure(draw(result), picture)
-    typer.echo(f"\n{result.board}\n\nPicture: {picture}\n{folder_contents(out / 'benchmark' / 'digits_lr')}")
+        picture = out / "demo.png"
+        save_figure(draw(result), picture)
+        typer.echo(f"\n{result.board}\n\nPicture: {picture}\n{folder_contents(out / 'benchmark' / 'digits_lr')}")
 
 # %% ../nbs/cli.ipynb #adac6d11
 Model = Annotated[str, typer.Option(help="Model of the setting; see `dattri list`.")]
@@ -168,7 +168,8 @@ def list_settings(as_json: Json = False) -> None:
     settings = list_benchmarks()
     fields = ("model", "dataset", "metrics", "train_size", "test_size", "repo_id")
     records = [{name: getattr(setting, name) for name in fields} for setting in settings]
-    typer.echo(json.dumps(records, indent=1) if as_json else str(settings))
+    with _one_line_errors():
+        typer.echo(json.dumps(records, indent=1) if as_json else str(settings))
 
 # %% ../nbs/cli.ipynb #2affa67a
 @app.command()

@@ -1,12 +1,17 @@
 """What a user of the demo sees: a line per benchmark, and a picture in which every method is seen."""
 
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from dattri import demo, lds
 from dattri.benchmark import settings
+from dattri.cli import app
 from dattri.demo import draw, run_demo
 
 
@@ -40,6 +45,22 @@ def test_every_method_is_in_each_picture(small):
     lines = right.get_lines()
     styles = {(line.get_color(), str(line.get_linestyle())) for line in lines}
     assert len(styles) == len(lines) == len(result.scores) + 2
+
+
+def test_a_picture_that_cannot_be_written_is_an_error_in_one_line(small, tmp_path, monkeypatch):
+    result = run_demo(**small)
+    monkeypatch.setattr(demo, "run_demo", lambda *_, **__: result)
+    (tmp_path / "demo.png").mkdir()
+    run = CliRunner().invoke(app, ["demo", "--out", str(tmp_path)])
+    assert run.exit_code == 1 and "cannot write the file (Is a directory)" in run.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_output_that_cannot_be_written_is_an_error_in_one_line():
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        command = [sys.executable, "-m", "dattri", "list"]
+        run = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert run.returncode == 1 and run.stderr.splitlines()[0].startswith("Error: [Errno 28]"), run.stderr
 
 
 def test_each_method_is_run_once_for_each_kind_of_scores(small, monkeypatch):

@@ -376,6 +376,11 @@ def test_changed_scores_train_what_is_new_or_replace(tmp_path):
     assert replaced.rows == fresh.rows and models(tmp_path / "run") == models(tmp_path / "fresh")
 
 
+def test_a_name_longer_than_file_names_may_be(tmp_path):
+    result = removal_test({"a" * 300: SCORES}, learn_mean, TRAIN, squared_error, TESTS, tmp_path, **FOUR)
+    assert {row.method for row in result.rows} == {"a" * 300}
+
+
 @pytest.mark.parametrize("question", [removal_test, brittleness])
 def test_overwriting_that_was_cut_short_continues(question, tmp_path, monkeypatch):
     func, options = (squared_error, FOUR) if question is removal_test else (is_close, {"most": 0.5, "seed": 0})
@@ -439,6 +444,9 @@ BAD = {
     "too many rows": ({"scores": torch.cat([SCORES, SCORES])}, "has 16 rows, but the dataloader holds 8"),
     "not a number": ({"scores": {"a": SCORES * torch.nan}}, "scores, 'a': NaN or infinity at train sample 0"),
     "no methods": ({"scores": {}}, "scores: expected a matrix, or a dict of matrices by name"),
+    "one pass": ({"fractions": iter([0.25])}, "fractions: expected a sequence of shares"),
+    "fractions are None": ({"fractions": None}, "fractions: expected a sequence of shares"),
+    "one long name": ({"scores": {"a" * 255: SCORES, "a" * 256: SCORES}}, "do not give distinct folder names"),
     "one folder": ({"scores": {"a b": SCORES, "a/b": SCORES}}, "do not give distinct folder names"),
     "name taken": ({"scores": {"full": SCORES}}, "do not give distinct folder names"),
 }

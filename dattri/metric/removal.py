@@ -385,8 +385,8 @@ def _without(removed: Sequence[np.ndarray] | np.ndarray, num_train: int) -> torc
 
 
 def _folder_name(method: str) -> str:
-    """A method's name as a folder name."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", method).lstrip(".") or "_"
+    """A method's name as a folder name, no longer than file systems allow."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", method).lstrip(".")[:255] or "_"
 
 
 def _recorded_seed(home: Path, seed: int | None) -> int:
@@ -419,7 +419,7 @@ def _usable(controls: Targets | None, banks: _Banks, size: int) -> torch.Tensor:
 # %% ../../nbs/metric/14_removal.ipynb #993f1ab5
 def _sizes(fractions: Sequence[float], num_train: int) -> list[int]:
     """Number of samples to remove for each fraction."""
-    if isinstance(fractions, (int, float, str)):
+    if isinstance(fractions, str) or not hasattr(fractions, "__len__"):
         raise ValueError(f"fractions: expected a sequence of shares such as (0.01, 0.05), got {fractions!r}")
     sizes = []
     for fraction in fractions:
