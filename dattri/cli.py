@@ -87,6 +87,8 @@ def _one_line_errors() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.showwarning = _one_line_warning
             yield
+    except BrokenPipeError:  # the reader of the output has seen enough, as `head` does
+        raise
     except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
         typer.secho(f"Error: {_in_commands(error)}", err=True, fg="red")
         raise typer.Exit(1) from error
@@ -112,6 +114,7 @@ def main(
 
 # %% ../nbs/cli.ipynb #188f0e80
 @app.command()
+@_one_line_errors()
 def demo(
     out: Annotated[
         Path, typer.Option(help="Directory for models and picture. Run again to resume.", callback=_expanded)
@@ -129,11 +132,10 @@ def demo(
     from dattri.demo import draw, run_demo  # noqa: PLC0415
     from dattri.metric.report import save_figure  # noqa: PLC0415
 
-    with _one_line_errors():
-        result = run_demo(out, num_subsets=num_subsets, num_removed=num_removed, n_jobs=n_jobs)
-        picture = out / "demo.png"
-        save_figure(draw(result), picture)
-        typer.echo(f"\n{result.board}\n\nPicture: {picture}\n{folder_contents(out / 'benchmark' / 'digits_lr')}")
+    result = run_demo(out, num_subsets=num_subsets, num_removed=num_removed, n_jobs=n_jobs)
+    picture = out / "demo.png"
+    save_figure(draw(result), picture)
+    typer.echo(f"\n{result.board}\n\nPicture: {picture}\n{folder_contents(out / 'benchmark' / 'digits_lr')}")
 
 # %% ../nbs/cli.ipynb #adac6d11
 Model = Annotated[str, typer.Option(help="Model of the setting; see `dattri list`.")]
@@ -161,6 +163,7 @@ _HOME = Path("~/.dattri")
 
 
 @app.command("list")
+@_one_line_errors()
 def list_settings(as_json: Json = False) -> None:
     """List all registered settings."""
     from dattri.benchmark.settings import list_benchmarks  # noqa: PLC0415  (imports torch)
@@ -168,11 +171,11 @@ def list_settings(as_json: Json = False) -> None:
     settings = list_benchmarks()
     fields = ("model", "dataset", "metrics", "train_size", "test_size", "repo_id")
     records = [{name: getattr(setting, name) for name in fields} for setting in settings]
-    with _one_line_errors():
-        typer.echo(json.dumps(records, indent=1) if as_json else str(settings))
+    typer.echo(json.dumps(records, indent=1) if as_json else str(settings))
 
 # %% ../nbs/cli.ipynb #2affa67a
 @app.command()
+@_one_line_errors()
 def load(
     model: Model, dataset: Dataset, metric: Metric, download_path: Home = _HOME, redownload: Redownload = False,
     device: Device = None, n_jobs: Jobs = None, as_json: Json = False,
@@ -181,10 +184,9 @@ def load(
     from dattri.benchmark.load import load_benchmark  # noqa: PLC0415
     from dattri.benchmark.workspace import folder_contents  # noqa: PLC0415
 
-    with _one_line_errors():
-        attributes, truth = load_benchmark(
-            model, dataset, metric, download_path, redownload, device=device, n_jobs=n_jobs
-        )
+    attributes, truth = load_benchmark(
+        model, dataset, metric, download_path, redownload, device=device, n_jobs=n_jobs
+    )
     models = {kind: attributes[f"models_{kind}"] for kind in ("full", "half")}
     if as_json:
         named = dict(zip(("values", "indices"), truth, strict=True)) if isinstance(truth, tuple) else {"wrong": truth}
@@ -240,6 +242,7 @@ def _check_picture(picture: Path | None) -> None:
 
 # %% ../nbs/cli.ipynb #31a10819
 @app.command()
+@_one_line_errors()
 def evaluate(
     scores: Annotated[
         Path,
@@ -276,26 +279,25 @@ def evaluate(
     from dattri.metric.files import read_ground_truth, read_scores  # noqa: PLC0415
     from dattri.metric.report import check_rows, judge, save_figure  # noqa: PLC0415
 
-    with _one_line_errors():
-        _check_truth_options(ground_truth, model=model, dataset=dataset, metric=metric)
-        _check_picture(picture)
-        matrix, num_train = read_scores(scores, array), None
-        if ground_truth is not None:
-            truth, name = read_ground_truth(ground_truth), ground_truth.name
-        else:
-            check_rows(matrix, find_setting(str(model), str(dataset)).train_size)  # before anything is built
-            attributes, truth = load_benchmark(
-                str(model), str(dataset), str(metric), download_path, device=device, n_jobs=n_jobs
-            )
-            truth = truth if attributes["targets"] is None else attributes["targets"]
-            name, num_train = f"{dataset}_{model}", len(attributes["train_sampler"])
-        report = judge(matrix, truth, metric, num_train=num_train)
-        if not as_json:
-            typer.echo(report.summary)
-        # the suffix stays, so that a.pt and a.npy have separate pictures
-        picture = picture or scores.with_name(f"{scores.name}-{name}-{report.metric}.png")
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        save_figure(report.figure, picture)
+    _check_truth_options(ground_truth, model=model, dataset=dataset, metric=metric)
+    _check_picture(picture)
+    matrix, num_train = read_scores(scores, array), None
+    if ground_truth is not None:
+        truth, name = read_ground_truth(ground_truth), ground_truth.name
+    else:
+        check_rows(matrix, find_setting(str(model), str(dataset)).train_size)  # before anything is built
+        attributes, truth = load_benchmark(
+            str(model), str(dataset), str(metric), download_path, device=device, n_jobs=n_jobs
+        )
+        truth = truth if attributes["targets"] is None else attributes["targets"]
+        name, num_train = f"{dataset}_{model}", len(attributes["train_sampler"])
+    report = judge(matrix, truth, metric, num_train=num_train)
+    if not as_json:
+        typer.echo(report.summary)
+    # the suffix stays, so that a.pt and a.npy have separate pictures
+    picture = picture or scores.with_name(f"{scores.name}-{name}-{report.metric}.png")
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    save_figure(report.figure, picture)
     if as_json:
         fields = {**with_null(report), "picture": str(picture)}
         del fields["figure"]
@@ -320,6 +322,7 @@ def _named_files(scores: list[str]) -> dict[str, Path]:
 
 
 @app.command()
+@_one_line_errors()
 def leaderboard(
     model: Model,
     dataset: Dataset,
@@ -352,25 +355,24 @@ def leaderboard(
     from dattri.benchmark.settings import find_setting  # noqa: PLC0415
     from dattri.benchmark.sharing import leaderboard_from  # noqa: PLC0415
 
-    with _one_line_errors():
-        if out is not None:
-            _check_suffix("--out", out, WRITERS)
-        methods, setting = _named_files(scores or []), find_setting(model, dataset)
-        metrics = metric or [name for name in setting.metrics if name != "mislabel" or not methods]
-        options: dict[str, Any] = {
-            "metrics": metrics, "baselines": _beside(baselines), "download_path": download_path, "device": device,
-            "n_jobs": n_jobs,
-        }
-        if published:
-            options["metrics"] = metric or None  # None: those with published scores
-        board = (
-            leaderboard_from(published, benchmark=setting, scores=methods, **options)
-            if published else judge_all(methods, setting, **options)
-        )
-        typer.echo(board.to_json() if as_json else str(board))
-        if out is not None:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            board.save(out)
+    if out is not None:
+        _check_suffix("--out", out, WRITERS)
+    methods, setting = _named_files(scores or []), find_setting(model, dataset)
+    metrics = metric or [name for name in setting.metrics if name != "mislabel" or not methods]
+    options: dict[str, Any] = {
+        "metrics": metrics, "baselines": _beside(baselines), "download_path": download_path, "device": device,
+        "n_jobs": n_jobs,
+    }
+    if published:
+        options["metrics"] = metric or None  # None: those with published scores
+    board = (
+        leaderboard_from(published, benchmark=setting, scores=methods, **options)
+        if published else judge_all(methods, setting, **options)
+    )
+    typer.echo(board.to_json() if as_json else str(board))
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        board.save(out)
 
 # %% ../nbs/cli.ipynb #34be652f
 def _beside(baselines: str) -> bool | str:
@@ -392,6 +394,7 @@ def _partition(text: str | None) -> tuple[int, int] | None:
 
 
 @app.command()
+@_one_line_errors()
 def retrain(
     model: Model,
     dataset: Dataset,
@@ -408,15 +411,15 @@ def retrain(
     from dattri.benchmark.build import retrain_setting  # noqa: PLC0415
     from dattri.benchmark.settings import find_setting  # noqa: PLC0415
 
-    with _one_line_errors():
-        setting = find_setting(model, dataset).to(device)
-        directory = retrain_setting(
-            setting, mode, out, partition=_partition(partition), n_jobs=n_jobs, overwrite=overwrite
-        )
+    setting = find_setting(model, dataset).to(device)
+    directory = retrain_setting(
+        setting, mode, out, partition=_partition(partition), n_jobs=n_jobs, overwrite=overwrite
+    )
     typer.echo(f"Models: {directory}")
 
 # %% ../nbs/cli.ipynb #7a7f513c
 @app.command()
+@_one_line_errors()
 def build(
     model: Model,
     dataset: Dataset,
@@ -435,15 +438,15 @@ def build(
     from dattri.benchmark.settings import find_setting  # noqa: PLC0415
     from dattri.benchmark.workspace import folder_contents  # noqa: PLC0415
 
-    with _one_line_errors():
-        setting = find_setting(model, dataset)
-        folder = build_benchmark(setting, out, metrics=metric, device=device, n_jobs=n_jobs, overwrite=overwrite)
+    setting = find_setting(model, dataset)
+    folder = build_benchmark(setting, out, metrics=metric, device=device, n_jobs=n_jobs, overwrite=overwrite)
     typer.echo(
         f"{folder_contents(folder)}\nUse it with --download-path {out}; publish it with dattri publish {out} REPO_ID."
     )
 
 # %% ../nbs/cli.ipynb #aad8db1e
 @app.command()
+@_one_line_errors()
 def publish(
     path: Annotated[
         Path, typer.Argument(help="The --out directory of dattri build, or one benchmark in it.", callback=_expanded)
@@ -457,12 +460,12 @@ def publish(
     """Upload a benchmark to the Hugging Face hub; HF_TOKEN or `hf auth login` identifies you."""
     from dattri.benchmark.hub import publish_benchmark  # noqa: PLC0415
 
-    with _one_line_errors():
-        commit = publish_benchmark(path, repo_id, private=private, license=license_name)
+    commit = publish_benchmark(path, repo_id, private=private, license=license_name)
     typer.echo(f"Published: repo_id={repo_id!r}, revision={commit!r}")
 
 # %% ../nbs/cli.ipynb #newps
 @app.command("publish-scores")
+@_one_line_errors()
 def publish_method(
     scores: Annotated[
         Path, typer.Argument(help="Scores of shape (num_train, num_test), as a .npy or .pt file.", callback=_expanded)
@@ -482,10 +485,9 @@ def publish_method(
     """Upload a method's scores to the Hugging Face hub, for `dattri leaderboard --from`."""
     from dattri.benchmark.sharing import publish_scores  # noqa: PLC0415
 
-    with _one_line_errors():
-        commit = publish_scores(
-            scores, repo_id, (model, dataset), method=method, seconds=seconds, hardware=hardware,
-            download_path=download_path, private=private, license=license_name,
-        )
+    commit = publish_scores(
+        scores, repo_id, (model, dataset), method=method, seconds=seconds, hardware=hardware,
+        download_path=download_path, private=private, license=license_name,
+    )
     where = f"--model {model} --dataset {dataset} --from {repo_id}@{commit}"
     typer.echo(f"Published. To compare it with others: dattri leaderboard {where}")
