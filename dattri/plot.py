@@ -19,6 +19,7 @@ from .metric.ground_truth import Targets
 from .metric.inputs import as_real_tensor
 from .metric.kinds import kind_of
 from .metric.subsets import members_of, read_subsets
+from .model_util.validation import is_number
 
 # %% auto #0
 __all__ = ['methods', 'distribution', 'predicted_actual', 'detection', 'roc', 'removal', 'flips', 'top_samples']
@@ -134,7 +135,7 @@ def _entries(results: Any, metric: str) -> tuple[list[_Entry], str]:
 
 def _triple(name: str, found: Any) -> tuple[float, float, float]:
     """Mean and ends of an interval; the ends of a number are nan."""
-    if isinstance(found, (int, float)) and not isinstance(found, bool):
+    if is_number(found):
         return float(found), math.nan, math.nan
     parts = [getattr(found, part, None) for part in ("mean", "low", "high")] if hasattr(found, "low") else found
     try:
@@ -420,7 +421,7 @@ def detection(curves: Any, ax: Any = None, *, most: float = 1.0) -> Any:
             "curves: expected curves of the same data, with some wrong labels, got ideal areas of "
             f"{', '.join(f'{ideal:.3f}' for ideal in ideals)}"
         )
-    if isinstance(most, bool) or not isinstance(most, (int, float)) or not 0 < most <= 1:
+    if not is_number(most) or not 0 < most <= 1:
         raise ValueError(f"most: expected a share of the samples in (0, 1], got {most!r}")
     lines = {name: (curve.inspected, curve.found, curve.auc) for name, curve in named.items()}
     ideal = ideals.pop()

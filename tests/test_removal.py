@@ -445,6 +445,7 @@ BAD = {
     "not a number": ({"scores": {"a": SCORES * torch.nan}}, "scores, 'a': NaN or infinity at train sample 0"),
     "no methods": ({"scores": {}}, "scores: expected a matrix, or a dict of matrices by name"),
     "one pass": ({"fractions": iter([0.25])}, "fractions: expected a sequence of shares"),
+    "None among fractions": ({"fractions": [0.25, None]}, r"fractions: expected shares in \(0, 1\), got None"),
     "fractions are None": ({"fractions": None}, "fractions: expected a sequence of shares"),
     "one long name": ({"scores": {"a" * 255: SCORES, "a" * 256: SCORES}}, "do not give distinct folder names"),
     "one folder": ({"scores": {"a b": SCORES, "a/b": SCORES}}, "do not give distinct folder names"),

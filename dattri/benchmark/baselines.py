@@ -24,7 +24,7 @@ from dattri.benchmark.gradients import (
 from ..metric.correlation import lds
 from ..metric.ground_truth import GroundTruth, Targets
 from ..model_util.seeds import check_seed, derive_seed
-from ..model_util.validation import check_int
+from ..model_util.validation import check_int, is_number
 
 # %% auto #0
 __all__ = ['gradient_dot', 'gradient_cosine', 'tracin', 'influence_function', 'DampingChoice', 'choose_damping', 'trak',
@@ -303,23 +303,18 @@ _NOT_CONVERGED = (
 
 def _check_damping(damping: Any) -> None:
     """`ValueError` unless it is finite and not negative."""
-    if not (_is_number(damping) and 0 <= damping < float("inf")):
+    if not (is_number(damping) and 0 <= damping < float("inf")):
         raise ValueError(f"damping: expected a number of 0 or larger, got {damping!r}")
 
 
 def _check_influence(damping: Any, curvature: Any, solver: Any, tolerance: Any) -> None:
     """`ValueError` naming the option that is out of range."""
     _check_damping(damping)
-    if not (_is_number(tolerance) and tolerance > 0):
+    if not (is_number(tolerance) and tolerance > 0):
         raise ValueError(f"tolerance: expected a number larger than 0, got {tolerance!r}")
     for name, value in (("curvature", curvature), ("solver", solver)):
         if value not in _CHOICES[name]:
             raise ValueError(f"{name}: expected one of {', '.join(map(repr, _CHOICES[name]))}, got {value!r}")
-
-
-def _is_number(value: Any) -> bool:
-    """Whether it is a plain number and not a bool."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _is_explicit(solver: str, count: int) -> bool:
@@ -703,7 +698,7 @@ def bm25(
     tensor([[0.3502, 0.0000],
             [0.0729, 0.0000]])
     """
-    if not (_is_number(k1) and k1 >= 0) or not (_is_number(b) and 0 <= b <= 1):
+    if not (is_number(k1) and k1 >= 0) or not (is_number(b) and 0 <= b <= 1):
         raise ValueError(f"k1, b: expected a number of 0 or larger and one in [0, 1], got {k1!r} and {b!r}")
     vocabulary: dict[Hashable, int] = {}
     train = _counts("train_texts", train_texts, vocabulary, grow=True)

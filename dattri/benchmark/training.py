@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
-from ..model_util.validation import check_int
+from ..model_util.validation import check_int, is_number
 from ..model_util.seeds import seeded
 from ..model_util.stack import check_model_options, new_model
 
@@ -200,9 +200,7 @@ def _check_step(optimizer: Any, schedule: Any, clip_norm: Any) -> None:
         )
     if schedule is not None and not callable(schedule):
         raise TypeError(f"schedule: expected a function of the step, got {type(schedule).__name__}; see cosine")
-    if clip_norm is not None and (
-        isinstance(clip_norm, bool) or not isinstance(clip_norm, (int, float)) or not clip_norm > 0
-    ):
+    if clip_norm is not None and not (is_number(clip_norm) and clip_norm > 0):
         raise ValueError(f"clip_norm: expected a number above 0, or None for no clipping, got {clip_norm!r}")
 
 # %% ../../nbs/benchmark/07_training.ipynb #fbc97edb

@@ -31,6 +31,7 @@ from dattri.metric.jackknife import (
 )
 from .uncertainty import ConfidenceInterval
 from ..model_util.threads import single_thread
+from ..model_util.validation import is_number
 
 # %% auto #0
 __all__ = ['Ceiling', 'lds_ceiling', 'ceiling_share', 'PlanRow', 'RetrainingPlan', 'plan_lds']
@@ -758,7 +759,7 @@ def _plan_model(targets: Any, reliability: float | None) -> tuple[_Model, int | 
         if model is None:
             raise ValueError("targets: constant over the subsets for all test samples, so nothing can be planned")
         return model, runs.shape[2], runs.shape[0]
-    if isinstance(reliability, bool) or not isinstance(reliability, (int, float)) or not 0 < reliability <= 1:
+    if not is_number(reliability) or not 0 < reliability <= 1:
         raise ValueError(f"reliability: expected a number in (0, 1], that of one run, got {reliability!r}")
     nothing = Estimate(math.nan, math.nan, math.nan, math.nan, math.nan, math.nan)
     return _Model(float(_spearman_of(reliability)), 0.0, 1, nothing, _SHARED), None, math.inf
@@ -779,8 +780,8 @@ def _level(lds: Any, count: float) -> tuple[float, _Spread]:
     """Mean LDS over infinitely many subsets, and its variance among test samples."""
     if lds is None:
         return 0.0, _Spread(_SPREAD**2, 0.0)
-    number = isinstance(lds, (int, float)) and not isinstance(lds, bool)
-    values = as_real_tensor("lds", torch.tensor([lds], dtype=torch.float64) if number else lds).double().flatten()
+    given = torch.tensor([lds], dtype=torch.float64) if is_number(lds) else lds
+    values = as_real_tensor("lds", given).double().flatten()
     values = values[~values.isnan()]
     if not len(values) or bool((values.abs() > 1).any()):
         raise ValueError("lds: expected a number in [-1, 1], or one for each test sample as lds(...).correlation has")

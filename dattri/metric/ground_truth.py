@@ -22,7 +22,7 @@ from ..model_util.checkpoint import atomic_write, load_checkpoint, to_bytes
 from ..model_util.loader import in_order
 from ..model_util.plan import LdsPlan, SubsetsPlan
 from ..model_util.retrain_dir import RetrainDir, require_complete
-from ..model_util.validation import check_int
+from ..model_util.validation import check_int, is_number
 
 # %% auto #0
 __all__ = ['GroundTruth', 'Targets', 'calculate_loo_ground_truth', 'calculate_lds_ground_truth', 'calculate_targets']
@@ -272,7 +272,7 @@ torch.serialization.add_safe_globals([Targets])
 def _split(pair: GroundTruth | Targets, fraction: float, seed: int) -> Iterator[tuple[torch.Tensor, Any]]:
     """Values and indices of two disjoint sets of rows."""
     count = len(pair.values)
-    if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 < fraction < 1:
+    if not is_number(fraction) or not 0 < fraction < 1:
         raise ValueError(f"fraction: expected a share in (0, 1), got {fraction!r}")
     if count < 2:
         raise ValueError(f"split: expected two or more models or subsets, got {count}")

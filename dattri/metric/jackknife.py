@@ -14,6 +14,7 @@ import torch
 
 from .correlation import RankedPair, two_pass_pearson
 from ..model_util.threads import map_blocks, row_blocks
+from ..model_util.validation import is_number
 
 # %% auto #0
 __all__ = []
@@ -21,7 +22,7 @@ __all__ = []
 # %% ../../nbs/metric/16_jackknife.ipynb #836bb260
 def check_confidence(confidence: Any) -> None:
     """`ValueError` unless it is a number in (0, 1)."""
-    if isinstance(confidence, bool) or not isinstance(confidence, (int, float)) or not 0 < confidence < 1:
+    if not is_number(confidence) or not 0 < confidence < 1:
         raise ValueError(f"confidence: expected a number in (0, 1), got {confidence!r}")
 
 # %% ../../nbs/metric/16_jackknife.ipynb #d4206823

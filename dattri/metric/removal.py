@@ -30,7 +30,7 @@ from ..model_util.plan import SubsetsPlan, pack_subsets
 from ..model_util.retrain import planned_subsets, retrain_more, subsets_in
 from ..model_util.retrain_dir import DifferentRunError, discard_all, read_metadata
 from ..model_util.seeds import check_seed
-from ..model_util.validation import check_int, checked_home
+from ..model_util.validation import check_int, checked_home, is_number
 
 # %% auto #0
 __all__ = ['RemovalRow', 'RemovalTest', 'removal_test', 'Brittleness', 'brittleness']
@@ -423,7 +423,7 @@ def _sizes(fractions: Sequence[float], num_train: int) -> list[int]:
         raise ValueError(f"fractions: expected a sequence of shares such as (0.01, 0.05), got {fractions!r}")
     sizes = []
     for fraction in fractions:
-        if isinstance(fraction, (bool, str)) or not 0 < fraction < 1:
+        if not is_number(fraction) or not 0 < fraction < 1:
             raise ValueError(f"fractions: expected shares in (0, 1), got {fraction!r}")
         if round(fraction * num_train) < 1:
             raise ValueError(
@@ -653,7 +653,7 @@ def brittleness(
         train_func, dataloader, correct_func, test_dataloader, home, tests, 1, _recorded_seed(home, seed), n_jobs,
         devices,
     )
-    if isinstance(most, (bool, str)) or not 0 < most < 1 or round(most * banks.num_train) < 1:
+    if not is_number(most) or not 0 < most < 1 or round(most * banks.num_train) < 1:
         raise ValueError(f"most: expected a share in (0, 1) of at least one training sample, got {most!r}")
     largest = min(round(most * banks.num_train), banks.num_train - 1)
     orders = {**_orders(methods, banks), _CONTROL: banks.random_orders()}

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import operator
 import os
+from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 # %% auto #0
 __all__ = []
@@ -23,6 +24,11 @@ def check_int(name: str, value: Any, minimum: int) -> int:
     if isinstance(value, bool) or number < minimum:
         raise ValueError(f"{name}: expected an integer of at least {minimum}, got {value!r}")
     return number
+
+# %% ../../nbs/model_util/11_validation.ipynb #new1
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether a value is a real number, such as a float of numpy, and no boolean."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 # %% ../../nbs/model_util/11_validation.ipynb #113ff5b1
 def check_ratio(subset_ratio: Any) -> float:
