@@ -1,5 +1,6 @@
 """Intervals, comparisons and ceilings against loops of scipy that leave out one unit after the other."""
 
+import itertools
 import math
 import warnings
 
@@ -112,6 +113,16 @@ def test_loo_interval_where_one_row_is_nearly_all():
     x[:, 3] /= 1e150
     pseudo, plain = correlations(scipy.stats.pearsonr, x, y)
     np.testing.assert_allclose(found, [plain.mean(), *fisher(pseudo, plain.mean())], atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("num_models", "num_tests"), [(5, 1), (6, 2), (20, 5), (60, 1), (60, 50), (100, 5)])
+def test_perfect_agreement_has_an_interval_of_no_width(num_models, num_tests, dtype):
+    """Rounding must not lead beyond 1, where Fisher's scale ends: the targets of two seeds, if training has no noise."""
+    for seed, scale, sign in itertools.product(range(5), (1.0, 0.1, 3.0), (1, -1)):
+        values = torch.randn(num_models, num_tests, generator=torch.Generator().manual_seed(seed)).to(dtype)
+        found = loo_interval(sign * scale * values, (values, torch.arange(num_models)))
+        assert found == pytest.approx((sign, sign, sign), abs=1e-3)
 
 
 def test_loo_interval_takes_positions_in_any_order_and_leaves_out_the_undefined():

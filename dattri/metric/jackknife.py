@@ -166,9 +166,10 @@ def quantile(estimate: Estimate, confidence: float) -> float:
 # %% ../../nbs/metric/16_jackknife.ipynb #eaca6684
 def fisher_interval(mean: float, estimate: Estimate, confidence: float) -> tuple[float, float]:
     """Interval around an estimate, symmetric on Fisher's scale."""
-    if estimate.variance == 0:
+    centre = min(max(estimate.mean, mean - 0.9 * (1 + mean)), mean + 0.9 * (1 - mean))
+    slope = 1 - (0.75 * centre + 0.25 * mean) ** 2
+    if estimate.variance == 0 or slope <= 0 or abs(centre) >= 1:  # all values are equal, or -1 or 1 but for rounding
         centre = min(max(estimate.mean, -1.0), 1.0)
         return centre, centre
-    centre = min(max(estimate.mean, mean - 0.9 * (1 + mean)), mean + 0.9 * (1 - mean))
-    width = quantile(estimate, confidence) * math.sqrt(estimate.variance) / (1 - (0.75 * centre + 0.25 * mean) ** 2)
+    width = quantile(estimate, confidence) * math.sqrt(estimate.variance) / slope
     return math.tanh(math.atanh(centre) - width), math.tanh(math.atanh(centre) + width)
