@@ -56,6 +56,9 @@ _IN_COMMANDS = {  # a remedy in Python: the same in a terminal; the first ones a
     r"call build_benchmark again": "run dattri build again",
     r"call again\b": "run the command again",
     r"([Rr])epeat the call\b": r"\1un the command again",
+    r" \d+ are trained as one: a smaller max_models=[^.]*\.": "",
+    r"pass score\.T": "transpose the array and save it again",
+    r"pass -score": "save their negative",
     r"redownload=True": "--redownload",
     r"overwrite=True": "--overwrite",
     r"baselines=False": "--baselines none",
@@ -87,7 +90,7 @@ def _one_line_errors() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.showwarning = _one_line_warning
             yield
-    except BrokenPipeError:  # the reader of the output has seen enough, as `head` does
+    except (typer.Exit, BrokenPipeError):  # the latter when the reader has seen enough, as `head` does
         raise
     except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
         typer.secho(f"Error: {_in_commands(error)}", err=True, fg="red")
@@ -292,18 +295,15 @@ def evaluate(
         truth = truth if attributes["targets"] is None else attributes["targets"]
         name, num_train = f"{dataset}_{model}", len(attributes["train_sampler"])
     report = judge(matrix, truth, metric, num_train=num_train)
-    if not as_json:
-        typer.echo(report.summary)
     # the suffix stays, so that a.pt and a.npy have separate pictures
     picture = picture or scores.with_name(f"{scores.name}-{name}-{report.metric}.png")
+    fields = {**with_null(report), "picture": str(picture)}
+    del fields["figure"]
+    typer.echo(json.dumps(fields, indent=1) if as_json else report.summary)  # first: the picture may not be writable
     picture.parent.mkdir(parents=True, exist_ok=True)
     save_figure(report.figure, picture)
-    if as_json:
-        fields = {**with_null(report), "picture": str(picture)}
-        del fields["figure"]
-        typer.echo(json.dumps(fields, indent=1))
-        return
-    typer.echo(f"Picture: {picture}")
+    if not as_json:
+        typer.echo(f"Picture: {picture}")
 
 # %% ../nbs/cli.ipynb #9264b35a
 def _named_files(scores: list[str]) -> dict[str, Path]:
@@ -350,6 +350,7 @@ def leaderboard(
     as_json: Json = False,
 ) -> None:
     """Compare score files and published scores on a benchmark: a table with intervals and paired differences."""
+    from dattri.benchmark.beside import BASELINES  # noqa: PLC0415
     from dattri.benchmark.leaderboard import WRITERS  # noqa: PLC0415
     from dattri.benchmark.leaderboard import evaluate as judge_all  # noqa: PLC0415
     from dattri.benchmark.settings import find_setting  # noqa: PLC0415
@@ -373,6 +374,8 @@ def leaderboard(
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         board.save(out)
+    if any(row.error for row in board.rows if row.method not in BASELINES):
+        raise typer.Exit(1)
 
 # %% ../nbs/cli.ipynb #34be652f
 def _beside(baselines: str) -> bool | str:
@@ -389,7 +392,10 @@ def _partition(text: str | None) -> tuple[int, int] | None:
         return None
     part, slash, total = text.partition("/")
     if not (slash and part.isdecimal() and total.isdecimal()):
-        raise ValueError(f"partition: expected part/parts such as 0/4 to 3/4, got {text!r}")
+        raise ValueError(f"--partition: expected part/parts such as 0/4 to 3/4, got {text!r}")
+    if not int(part) < int(total):
+        last = f"0/{total} to {int(total) - 1}/{total}" if int(total) else "0/1 or more parts"
+        raise ValueError(f"--partition: expected {last}, counted from 0, got {text!r}")
     return int(part), int(total)
 
 
@@ -401,7 +407,8 @@ def retrain(
     mode: Annotated[str, typer.Option(help="Group: lds, loo, full, half, full_mislabel or half_mislabel.")],
     out: Annotated[Path, typer.Option(help="Directory of the build. Run again to resume.", callback=_expanded)],
     partition: Annotated[
-        str | None, typer.Option(help="Part of the models, e.g. 0/4 to 3/4. Parts must be equal, except for loo.")
+        str | None,
+        typer.Option(help="Part of the models, counted from 0: 0/4 to 3/4. Parts must be equal, except for loo.")
     ] = None,
     device: Device = None,
     n_jobs: Jobs = None,

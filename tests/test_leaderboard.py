@@ -340,6 +340,10 @@ def test_the_command(home, tmp_path):
     assert run.exit_code == 0 and "mine" in run.output and "random" in run.output and (tmp_path / "x.csv").exists()
     run = CliRunner().invoke(app, [*options, "--scores", f"mine={tmp_path / 'a.pt'}", "--json"])
     assert run.exit_code == 0 and {row["method"] for row in json.loads(run.stdout)["rows"]} >= {"mine", "random"}
+    torch.save(matrix().T, tmp_path / "turned.pt")
+    files = f"mine={tmp_path / 'a.pt'}", f"turned={tmp_path / 'turned.pt'}"
+    run = CliRunner().invoke(app, [*options, "--metric", "lds", "--scores", files[0], "--scores", files[1]])
+    assert run.exit_code == 1 and "it looks transposed" in run.output and "mine" in run.output
     for given, message in (
         (["mine"], "expected NAME=FILE"), (["a=b.pt"], "file not found: b.pt"),
         ([f"a={tmp_path / 'a.pt'}"] * 2, "'a' is given twice"),

@@ -9,7 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 from dattri.cli import app
-from dattri.metric import GroundTruth, Targets, lds, loo_corr
+from dattri.metric import GroundTruth, Targets, ceiling_share, lds, lds_ceiling, loo_corr
 from dattri.metric.report import judge
 from dattri.metric.subsets import members_of, read_subsets
 
@@ -118,6 +118,36 @@ def test_json_has_no_nan(tmp_path):
     done = run("--scores", tmp_path / "own.pt", "--ground-truth", tmp_path / "wrong.pt", "--json")
     found = json.loads(done.stdout, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert found["low"] is None and found["high"] is None and 0 <= found["value"] <= 1
+
+
+def test_json_has_the_numbers_of_the_summary_and_comes_before_the_picture(tmp_path):
+    runs = torch.randn(60, 2, 30, generator=torch.Generator().manual_seed(0)) - 5 * LDS[0][:60, None, :30]
+    targets = Targets(runs, INDICES[:60])
+    np.save(tmp_path / "a.npy", SCORE[:, :30].numpy())
+    targets.save(tmp_path / "targets.pt")
+    (tmp_path / "taken").touch()
+    options = "--scores", tmp_path / "a.npy", "--ground-truth", tmp_path / "targets.pt"
+    done = run(*options, "--json", "--picture", tmp_path / "taken" / "a.png")
+    assert done.exit_code == 1 and "Error" in done.output
+    found, ours = json.JSONDecoder().raw_decode(done.output)[0], judge(SCORE[:, :30], targets)
+    ceiling, share = lds_ceiling(targets), ceiling_share(SCORE[:, :30], targets)
+    assert [found[name] for name in ("value", "low", "high")] == [ours.value, ours.low, ours.high]
+    assert [found[f"ceiling{end}"] for end in ("", "_low", "_high")] == [ceiling.mean, ceiling.low, ceiling.high]
+    assert [found[f"share{end}"] for end in ("", "_low", "_high")] == [*share] and found["num_undefined"] == 0
+
+
+@pytest.mark.parametrize("name", ["truth.csv", "truth", "truth.npy"])
+def test_ground_truth_is_not_saved_under_a_name_of_another_format(name, tmp_path):
+    for truth in (GroundTruth(*LDS), Targets(LDS[0][:, None], LDS[1])):
+        with pytest.raises(ValueError, match=rf"path: expected a name that ends with \.pt, got '{name}'"):
+            truth.save(tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_is_not_a_ground_truth(tmp_path):
+    np.save(tmp_path / "a.npy", SCORE.numpy())
+    done = run("--scores", tmp_path / "a.npy", "--ground-truth", tmp_path)
+    assert done.exit_code == 1 and f"ground truth: {tmp_path} is not a file" in done.output
 
 
 def test_an_unbounded_share_of_the_ceiling_is_said_in_words():

@@ -118,7 +118,7 @@ def test_loo_interval_where_one_row_is_nearly_all():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("num_models", "num_tests"), [(5, 1), (6, 2), (20, 5), (60, 1), (60, 50), (100, 5)])
 def test_perfect_agreement_has_an_interval_of_no_width(num_models, num_tests, dtype):
-    """Rounding must not lead beyond 1, where Fisher's scale ends: the targets of two seeds, if training has no noise."""
+    """Rounding leads no further than 1, where Fisher's scale ends; so do two seeds if training has no noise."""
     for seed, scale, sign in itertools.product(range(5), (1.0, 0.1, 3.0), (1, -1)):
         values = torch.randn(num_models, num_tests, generator=torch.Generator().manual_seed(seed)).to(dtype)
         found = loo_interval(sign * scale * values, (values, torch.arange(num_models)))

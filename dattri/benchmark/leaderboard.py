@@ -200,7 +200,8 @@ def _cells(row: LeaderboardRow) -> list[str]:
     behind = f"{row.difference:.3f} [{row.difference_low:.3f}, {row.difference_high:.3f}]" if row.difference else "best"
     return [
         method + " *" * row.is_best, f"{row.value:.3f}", f"[{row.low:.3f}, {row.high:.3f}]",
-        "" if math.isnan(row.share) else f"{row.share:.0%}", "" if math.isnan(row.difference) else behind,
+        "" if math.isnan(row.share) else f"{round(row.share, 2) + 0.0:.0%}",
+        "" if math.isnan(row.difference) else behind,
         "" if row.num_checkpoints is None else str(row.num_checkpoints),
         "" if math.isnan(row.seconds) else f"{row.seconds:.1f}",
     ]

@@ -142,8 +142,8 @@ def _runs_of(targets: Any) -> torch.Tensor:
     if runs.shape[1] < 2:
         raise ValueError(
             "targets: a ceiling needs two or more runs per subset, got 1: the noise is measured by how much runs "
-            "differ. Train with num_runs_per_subset=2 or more, or add runs: retrain_subsets(train_func, dataloader, "
-            "another_path, targets.indices, seed=another_seed), then targets.join(calculate_targets(...))"
+            "differ. Repeat the call of retrain_lds or retrain_subsets with num_runs_per_subset=2 or more, which keeps "
+            "the models that exist, and calculate the targets again"
         )
     broken = (~torch.isfinite(runs)).nonzero()
     if len(broken):

@@ -160,7 +160,8 @@ def _read(what: str, file: str | os.PathLike) -> Any:
     """Content of a numpy or torch file; errors name the file and `what` was expected in it."""
     path = Path(file).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(f"{what}: file not found: {path}")
+        missing = f"{path} is not a file" if path.exists() else f"file not found: {path}"
+        raise FileNotFoundError(f"{what}: {missing}")
     readers: dict[str, Any] = {".npy": read_npy, ".pt": load_checkpoint, ".pth": load_checkpoint}
     if path.suffix not in readers:
         raise ValueError(f"{what}: {path} has an unknown suffix; expected .npy (numpy.save) or .pt, .pth (torch.save)")

@@ -72,10 +72,11 @@ class GroundTruth(NamedTuple):
         ------
         TypeError, ValueError
             If it is not a valid ground truth; says which part is wrong. No file is written that `load` would reject.
+            If the name does not end with .pt or .pth.
         OSError
             If the file cannot be written.
         """
-        atomic_write(Path(path).expanduser(), to_bytes(tuple(as_ground_truth("ground_truth", self))))
+        atomic_write(_file_of_torch(path), to_bytes(tuple(as_ground_truth("ground_truth", self))))
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> GroundTruth:
@@ -206,11 +207,12 @@ class Targets(NamedTuple):
         Raises
         ------
         TypeError, ValueError
-            If these are not valid targets; says which part is wrong. No file is written that `load` would reject.
+            If these are not valid targets; says which part is wrong. No file is written that `load` would reject. If
+            the name does not end with .pt or .pth.
         OSError
             If the file cannot be written.
         """
-        atomic_write(Path(path).expanduser(), to_bytes(tuple(as_targets("targets", self))))
+        atomic_write(_file_of_torch(path), to_bytes(tuple(as_targets("targets", self))))
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Targets:
@@ -319,18 +321,26 @@ def _positions_of(indices: Any) -> list[list[int]]:
     return [torch.as_tensor(row).tolist() for row in indices]
 
 
+def _file_of_torch(path: str | os.PathLike) -> Path:
+    """Path of a file that torch writes; `ValueError` if its name promises another format."""
+    file = Path(path).expanduser()
+    if file.suffix not in (".pt", ".pth"):
+        raise ValueError(f"path: expected a name that ends with .pt, got {file.name!r}")
+    return file
+
+
 def _facts(pair: GroundTruth | Targets) -> dict[str, str]:
     """Summary of values and their training samples for display."""
     values, indices = pair
     rows = "models" if getattr(indices, "ndim", 2) == 1 else "subsets"
-    runs = f" of {values.shape[1]} runs" if values.ndim == 3 else ""
+    runs = f" of {values.shape[1]} run{'s' * (values.shape[1] != 1)}" if values.ndim == 3 else ""
     if rows == "models":
         trained = "all samples but one"
     else:
         mask = isinstance(indices, torch.Tensor) and indices.dtype == torch.bool
         sizes = sorted({int(row.sum()) if mask else len(row) for row in indices})
         trained = f"{sizes[0]} samples" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} samples"
-    numbers = f"{float(values.min()):.4g} to {float(values.max()):.4g}" if values.numel() else "none"
+    numbers = f"{float(values.min()) + 0.0:.4g} to {float(values.max()) + 0.0:.4g}" if values.numel() else "none"
     return {
         "models" if rows == "models" else "subsets": f"{len(values)}{runs}", "test samples": str(values.shape[-1]),
         "trained on": trained, "values": f"{numbers}, {str(values.dtype).removeprefix('torch.')}",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +33,11 @@ __all__ = ['Report', 'judge']
 
 # %% ../../nbs/metric/08_report.ipynb #0509fde4
 class Report(NamedTuple):
-    """The metric's name, value and 95% interval, a summary, and a picture (`Figure`); a notebook shows the last two."""
+    """The metric's name, value and 95% interval, a summary, and a picture (`Figure`); a notebook shows the last two.
+
+    Further, nan where it does not apply: the ceiling of the LDS, the share of it that the scores reach, and their
+    intervals; and how many test samples the value leaves out.
+    """
 
     metric: str
     value: float
@@ -40,6 +45,13 @@ class Report(NamedTuple):
     figure: Any
     low: float
     high: float
+    ceiling: float = math.nan
+    ceiling_low: float = math.nan
+    ceiling_high: float = math.nan
+    share: float = math.nan
+    share_low: float = math.nan
+    share_high: float = math.nan
+    num_undefined: int = 0
 
     def __repr__(self) -> str:
         return self.summary
@@ -73,7 +85,8 @@ def judge(score: Any, ground_truth: Any, metric: str | None = None, *, num_train
     Returns
     -------
     Report
-        `value` is the mean LDS or LOO correlation in [-1, 1], or the AUC in [0, 1].
+        `value` is the mean LDS or LOO correlation in [-1, 1], or the AUC in [0, 1]; `low` and `high` are the ends of
+        its interval. With several runs, `ceiling` and `share` are those of the summary.
 
     Raises
     ------
@@ -139,13 +152,20 @@ def report_lds(score: Any, ground_truth: Any) -> Report:
     _check_defined(each, truth[0])
     interval, subsets = lds_interval(score, truth), read_subsets(truth[1])
     sizes = " to ".join(map(str, sorted({min(subsets.sizes()), max(subsets.sizes())})))
+    below, reached = _below_ceiling(score, targets)
     drawn = "subsets" if len(set(subsets.sizes())) == 1 else "subsets, if these were drawn at random,"
     summary = (
         f"LDS {interval.mean:.3f}{_known(each)}, {_between(interval)} over other {drawn} and test samples\n"
-        f"{_below_ceiling(score, targets)}{_spread(each)}\n{len(subsets.rows)} subsets of {sizes} training samples"
+        f"{below}{_spread(each)}\n{len(subsets.rows)} subsets of {sizes} training samples"
     )
     figure = _draw_correlations("lds", each, score, targets or truth)
-    return Report("lds", interval.mean, summary, figure, *interval[1:])
+    undefined = _num_undefined(each)
+    return Report("lds", interval.mean, summary, figure, *interval[1:], num_undefined=undefined)._replace(**reached)
+
+
+def _num_undefined(correlations: torch.Tensor) -> int:
+    """Number of test samples whose correlation is not defined."""
+    return int(correlations.isnan().sum())
 
 
 def _between(interval: ConfidenceInterval) -> str:
@@ -153,18 +173,22 @@ def _between(interval: ConfidenceInterval) -> str:
     return f"95% interval [{interval.low:.3f}, {interval.high:.3f}]"
 
 
-def _below_ceiling(score: Any, targets: Targets | None) -> str:
-    """A line on the ceiling and the share reached, if runs are repeated."""
+def _below_ceiling(score: Any, targets: Targets | None) -> tuple[str, dict[str, Any]]:
+    """A line on the ceiling and the share reached, and the fields of a report on both, if runs are repeated."""
     num_runs = 1 if targets is None else targets.values.shape[1]
     if targets is None or num_runs == 1:
-        return ""
+        return "", {}
     ceiling, share = lds_ceiling(targets), ceiling_share(score, targets)
     known = np.isfinite([share.low, share.high]).all()
     ends = f", 95% interval [{share.low:.1%}, {share.high:.1%}]" if known else ", too few models for an interval"
-    return (
+    line = (
         f"ceiling {ceiling.mean:.3f} with {num_runs} runs of each subset, of which the scores reach {share.mean:.1%}"
         f"{ends}\n"
     )
+    return line, {
+        "ceiling": ceiling.mean, "ceiling_low": ceiling.low, "ceiling_high": ceiling.high,
+        "share": share.mean, "share_low": share.low, "share_high": share.high,
+    }
 
 # %% ../../nbs/metric/08_report.ipynb #3f0d0ff4
 def report_loo(score: Any, ground_truth: Any) -> Report:
@@ -180,7 +204,7 @@ def report_loo(score: Any, ground_truth: Any) -> Report:
         f"{len(removed)} training samples left out, one at a time"
     )
     figure = _draw_correlations("loo", each, score, ground_truth)
-    return Report("loo", mean, summary, figure, *interval[1:])
+    return Report("loo", mean, summary, figure, *interval[1:], num_undefined=_num_undefined(each))
 
 # %% ../../nbs/metric/08_report.ipynb #e93b74f6
 def report_mislabel(score: Any, ground_truth: Any) -> Report:

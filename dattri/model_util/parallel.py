@@ -177,7 +177,7 @@ def one_bar(description: str, total: int | None = None) -> Iterator[tqdm]:
     if (outer := _outer_bar.get()) is not None:
         yield outer
         return
-    with tqdm(total=total, desc=description, unit="model") as bar:
+    with tqdm(total=total, desc=description, unit="step") as bar:  # a model is trained, and evaluated later
         token = _outer_bar.set(bar)
         try:
             yield bar

@@ -747,8 +747,8 @@ def _interrupted(job: TrainJob, tasks: Sequence[Task], at_once: int) -> Keyboard
         )
     smaller = f" {at_once} are trained as one: a smaller max_models= of the trainer keeps some of them earlier."
     return KeyboardInterrupt(
-        f"Interrupted before a model was finished; repeat the call to train the {len(tasks)} models of "
-        f"{job.directory.path}.{smaller * (at_once > 1)}"
+        f"Interrupted before a model in {job.directory.path} was finished; repeat the call to train all {len(tasks)} "
+        f"of them.{smaller * (at_once > 1)}"
     )
 
 

@@ -754,7 +754,7 @@ def _card(directory: RetrainDir) -> list[list[str]]:
     files = [directory.checkpoint(subset, run) for subset in directory.subsets for run in range(runs)]
     missing = [f"{file.parent.name}/{file.name}" for file in files if not file.exists()]
     is_loo = directory.kind.mode == "loo"
-    lots = "each without one sample" if is_loo else f"{len(directory.subsets)} subsets of {runs} runs"
+    lots = "each without one sample" if is_loo else f"{len(directory.subsets)} subsets of {runs} run{'s' * (runs > 1)}"
     rows = [
         ["retrained models", path],
         ["trained by", f"{metadata['train_func']}, {metadata.get('data_length', '?')} samples, {_seed_of(metadata)}"],
