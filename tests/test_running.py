@@ -290,4 +290,4 @@ def test_a_bar_without_a_total_promises_no_end(capfd):
         list(run_tasks(double, [3], done=2, description="second"))
     shown = end_of(capfd.readouterr().err)
     assert (bar.n, bar.total) == (5, None) and len(shown) == 1
-    assert shown[0].startswith("searching: 5model") and "%" not in shown[0]
+    assert shown[0].startswith("searching: 5step") and "%" not in shown[0]
