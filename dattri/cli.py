@@ -151,6 +151,14 @@ DatasetOrTruth = Annotated[str | None, typer.Option("--dataset", help="Data set 
 MetricOrTruth = Annotated[
     str | None, typer.Option("--metric", help="lds, loo or mislabel. Default with --ground-truth: chosen by its shape.")
 ]
+TruthFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="Your own ground truth instead of a setting's: a file written by GroundTruth.save or Targets.save, or "
+        "a binary vector.",
+        callback=_expanded,
+    ),
+]
 Home = Annotated[Path, typer.Option(help="Directory of benchmarks and data.", callback=_expanded)]
 Device = Annotated[str | None, typer.Option(help="Device for training and evaluation, e.g. cuda. Default: the CPU.")]
 Jobs = Annotated[
@@ -220,14 +228,18 @@ def _check_truth_options(ground_truth: Path | None, **setting: str | None) -> No
     missing = [f"--{name}" for name, value in setting.items() if value is None]
     if ground_truth is None and missing:
         raise ValueError(
-            f"what to judge with: {' and '.join(missing)} missing; pass --model, --dataset and --metric, or "
-            "--ground-truth FILE"
+            f"what to judge with: {' and '.join(missing)} missing; pass {_listed(setting)}, or --ground-truth FILE"
         )
     if ground_truth is not None and {"--model", "--dataset"} & {*passed}:
         raise ValueError(
-            f"what to judge with: got --ground-truth and {' and '.join(passed)}; pass the file, or --model, --dataset "
-            "and --metric"
+            f"what to judge with: got --ground-truth and {' and '.join(passed)}; pass the file, or {_listed(setting)}"
         )
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Options as words: --a, --b and --c."""
+    *most, last = [f"--{name}" for name in names]
+    return f"{', '.join(most)} and {last}"
 
 
 def _check_suffix(option: str, file: Path, suffixes: Iterable[str]) -> None:
@@ -258,14 +270,7 @@ def evaluate(
     model: ModelOrTruth = None,
     dataset: DatasetOrTruth = None,
     metric: MetricOrTruth = None,
-    ground_truth: Annotated[
-        Path | None,
-        typer.Option(
-            help="Your own ground truth instead of a setting's: a file written by GroundTruth.save or Targets.save, or "
-            "a binary vector.",
-            callback=_expanded,
-        ),
-    ] = None,
+    ground_truth: TruthFile = None,
     array: Annotated[str | None, typer.Option(help="Name of the array, if the file or folder has several.")] = None,
     picture: Annotated[
         Path | None, typer.Option(help="File of the picture. Default: next to the scores.", callback=_expanded)
@@ -324,8 +329,8 @@ def _named_files(scores: list[str]) -> dict[str, Path]:
 @app.command()
 @_one_line_errors()
 def leaderboard(
-    model: Model,
-    dataset: Dataset,
+    model: ModelOrTruth = None,
+    dataset: DatasetOrTruth = None,
     scores: Annotated[
         list[str] | None,
         typer.Option(help="NAME=FILE, with a file or folder as for `dattri evaluate`. May be repeated.")
@@ -337,6 +342,7 @@ def leaderboard(
     metric: Annotated[
         list[str] | None, typer.Option(help="May be repeated. Default: lds and loo, or all without --scores.")
     ] = None,
+    ground_truth: TruthFile = None,
     baselines: Annotated[
         str, typer.Option(help="Baselines to include: some (random scores, gradient dot product), all, or none.")
     ] = "some",
@@ -349,17 +355,26 @@ def leaderboard(
     n_jobs: Jobs = None,
     as_json: Json = False,
 ) -> None:
-    """Compare score files and published scores on a benchmark: a table with intervals and paired differences."""
+    """Compare score files by a benchmark or your own ground truth: a table with intervals and paired differences."""
     from dattri.benchmark.beside import BASELINES  # noqa: PLC0415
     from dattri.benchmark.leaderboard import WRITERS  # noqa: PLC0415
     from dattri.benchmark.leaderboard import evaluate as judge_all  # noqa: PLC0415
     from dattri.benchmark.settings import find_setting  # noqa: PLC0415
     from dattri.benchmark.sharing import leaderboard_from  # noqa: PLC0415
+    from dattri.metric.files import read_ground_truth  # noqa: PLC0415
 
+    _check_truth_options(ground_truth, model=model, dataset=dataset)
     if out is not None:
         _check_suffix("--out", out, WRITERS)
-    methods, setting = _named_files(scores or []), find_setting(model, dataset)
-    metrics = metric or [name for name in setting.metrics if name != "mislabel" or not methods]
+    methods = _named_files(scores or [])
+    if ground_truth is not None:
+        if published:
+            raise ValueError("--from: published scores are for a benchmark; pass --model and --dataset")
+        setting: Any = read_ground_truth(ground_truth)
+        metrics = metric
+    else:
+        setting = find_setting(str(model), str(dataset))
+        metrics = metric or [name for name in setting.metrics if name != "mislabel" or not methods]
     options: dict[str, Any] = {
         "metrics": metrics, "baselines": _beside(baselines), "download_path": download_path, "device": device,
         "n_jobs": n_jobs,

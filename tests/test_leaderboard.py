@@ -12,7 +12,19 @@ import torch
 from benchmark_helpers import SMALL
 from typer.testing import CliRunner
 
-from dattri import Predictions, compare_lds, evaluate, find_setting, lds, lds_ceiling, register_setting
+from dattri import (
+    GroundTruth,
+    Predictions,
+    Targets,
+    compare_lds,
+    evaluate,
+    find_setting,
+    lds,
+    lds_ceiling,
+    lds_interval,
+    loo_interval,
+    register_setting,
+)  # fmt: skip
 from dattri.benchmark import beside
 from dattri.benchmark.baselines import trak
 from dattri.benchmark.leaderboard import Leaderboard, LeaderboardRow
@@ -350,6 +362,76 @@ def test_the_command(home, tmp_path):
     ):  # fmt: skip
         run = CliRunner().invoke(app, [*options, *(part for text in given for part in ("--scores", text))])
         assert run.exit_code == 1 and message in run.output
+
+
+HALVES = torch.rand(60, 40, generator=torch.Generator().manual_seed(0)).argsort(1) < 20
+EFFECTS = torch.randn(40, 9, generator=torch.Generator().manual_seed(11))
+RUNS = (HALVES.float() @ -EFFECTS)[:, None] + torch.randn(60, 2, 9, generator=torch.Generator().manual_seed(12))
+NEAR = EFFECTS + torch.randn(40, 9, generator=torch.Generator().manual_seed(13))
+OWN = {
+    "targets": (Targets(RUNS, HALVES), "lds"),
+    "pair": ((-RUNS.mean(1), HALVES), "lds"),
+    "loo": (GroundTruth(NEAR[:30], torch.arange(30)), "loo"),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_ground_truth_of_ones_own_takes_the_place_of_a_benchmark(name):
+    truth, metric = OWN[name]
+    board = evaluate({"near": NEAR, "exact": EFFECTS}, truth, baselines="all")
+    rows = rows_of(board, metric)
+    assert {*rows} == {"near", "exact", "random"} | ({"linear datamodel"} if metric == "lds" else set())
+    pair = truth.ground_truth() if name == "targets" else truth
+    interval, compare = (lds_interval, compare_lds) if metric == "lds" else (loo_interval, compare_loo)
+    best, other = ("exact", "near") if metric == "lds" else ("near", "exact")
+    scores = {"near": NEAR, "exact": EFFECTS}
+    assert (rows[other].value, rows[other].low, rows[other].high) == tuple(interval(scores[other], pair))
+    assert rows[other].difference == compare(scores[best], scores[other], pair).difference and rows[best].is_best
+    ceiling = lds_ceiling(truth).mean if name == "targets" else math.nan
+    assert rows["near"].ceiling == pytest.approx(ceiling, nan_ok=True)
+    assert not any(row.error for row in board.rows) and abs(rows["random"].value) < 0.3
+
+
+def test_a_vector_of_wrong_labels_takes_the_place_of_a_benchmark():
+    is_wrong = torch.arange(40) < 8
+    board = rows_of(evaluate({"mine": is_wrong + EFFECTS[:, 0]}, is_wrong), "mislabel")
+    assert board["mine"].metric == "mislabel" and board["mine"].value > board["random"].value
+
+
+@pytest.mark.parametrize(("truth", "options", "message"), [
+    (torch.ones(3, 2), {}, r"benchmark: expected a setting, .*got shape \(3, 2\)"),
+    (5, {}, "benchmark: got int"),
+    (("a", "b"), {}, "there is no setting"),
+    (Targets(RUNS, HALVES), {"metrics": ["loo"]}, "metric: 'loo' does not fit the ground truth"),
+    ((RUNS[:5], HALVES), {}, "benchmark"),
+])  # fmt: skip
+def test_what_is_no_ground_truth_is_refused(truth, options, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        evaluate({"near": NEAR}, truth, **options)
+
+
+def test_functions_need_a_benchmark():
+    rows = rows_of(evaluate({"near": NEAR, "mine": lambda attributes, metric: NEAR}, Targets(RUNS, HALVES)))
+    assert "for your own ground truth, pass its scores" in rows["mine"].error and not rows["near"].error
+
+
+def test_the_command_with_ground_truth_of_ones_own(tmp_path):
+    np.save(tmp_path / "near.npy", NEAR.numpy())
+    Targets(RUNS, HALVES).save(tmp_path / "targets.pt")
+    options = ["leaderboard", "--ground-truth", str(tmp_path / "targets.pt")]
+    run = CliRunner().invoke(app, [*options, "--scores", f"near={tmp_path / 'near.npy'}", "--json"])
+    found = json.loads(run.stdout)["rows"]
+    expected = evaluate({"near": NEAR}, Targets(RUNS, HALVES)).rows
+    assert [(row["method"], row["value"], row["ceiling"]) for row in found] == [
+        (row.method, row.value, row.ceiling) for row in expected
+    ]
+    for others, message in (
+        (["--model", "lr"], "got --ground-truth and --model"), (["--from", "you/scores"], "--from: published scores"),
+    ):  # fmt: skip
+        run = CliRunner().invoke(app, [*options, *others])
+        assert run.exit_code == 1 and message in run.output
+    run = CliRunner().invoke(app, ["leaderboard", "--model", "lr"])
+    assert run.exit_code == 1 and "--dataset missing; pass --model and --dataset, or --ground-truth FILE" in run.output
 
 
 def test_what_a_method_does_reaches_no_other(home):

@@ -489,7 +489,7 @@ def test_loo_interval_refuses_what_loo_corr_refuses():
 @pytest.mark.parametrize(
     ("targets", "kind", "message"),
     [
-        (_RUNS[:, :1], ValueError, r"needs two or more runs.*got 1.*Repeat the call of retrain_lds.*num_runs_per_subset=2"),
+        (_RUNS[:, :1], ValueError, "needs two or more runs.*got 1.*Repeat the call of .*num_runs_per_subset=2"),
         (_RUNS[:, 0], ValueError, r"expected shape \(num_subsets, num_runs, num_test\), got \(10, 3\); means over"),
         (_RUNS[:0], ValueError, r"expected shape .* got \(0, 2, 3\)"),
         (_RUNS.index_fill(2, torch.tensor(1), math.nan), ValueError, "NaN or infinity at subset 0, run 0, test"),

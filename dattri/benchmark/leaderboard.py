@@ -19,8 +19,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from torch.utils.data import TensorDataset
 
@@ -31,8 +32,10 @@ from ..metric import lds_ceiling
 from ..metric.correlation import Predictions, lds, loo_corr
 from ..metric.display import as_html, as_text
 from ..metric.files import read_scores
+from ..metric.ground_truth import as_ground_truth, as_targets
+from ..metric.inputs import as_real_tensor
 from ..metric.kinds import KINDS, kind_of
-from ..metric.orientation import check_orientation
+from ..metric.orientation import check_orientation, metric_of
 from ..model_util.checkpoint import atomic_write
 from ..model_util.validation import check_n_jobs
 
@@ -292,7 +295,7 @@ WRITERS: dict[str, Callable[[Leaderboard], str]] = {
 # %% ../../nbs/benchmark/17_leaderboard.ipynb #e0fa28a9
 def evaluate(
     scores: Mapping[str, Any],
-    benchmark: Setting | tuple[str, str],
+    benchmark: Setting | tuple[Any, Any] | torch.Tensor,
     *,
     metrics: Sequence[str] | None = None,
     baselines: bool | str = True,
@@ -300,7 +303,7 @@ def evaluate(
     device: torch.device | str | None = None,
     n_jobs: int | None = None,
 ) -> Leaderboard:
-    """Judge methods by everything that a benchmark has ground truth for.
+    """Judge methods by everything that a benchmark has ground truth for, or by your own ground truth.
 
     Parameters
     ----------
@@ -310,10 +313,11 @@ def evaluate(
         (num_train,). Or it is a function ``function(attributes, metric)``, where ``attributes`` is the first result of
         `load_benchmark`, with a model of its own; it is called and timed once for "lds" and "loo" together, and once
         for "mislabel". It must not change the data.
-    benchmark : Setting or (str, str)
-        The benchmark, or the names of its model and data set.
+    benchmark : Setting, (str, str), GroundTruth, Targets or tensor
+        The benchmark, or the names of its model and data set. Or ground truth of your own, as for `judge`: then methods
+        are scores, not functions, and of the baselines only random scores and the linear datamodel apply.
     metrics : sequence of str, optional
-        Among "lds", "loo" and "mislabel". Default: all that the benchmark has.
+        Among "lds", "loo" and "mislabel". Default: all that the benchmark has; the one that your ground truth is for.
     baselines : bool or "all"
         True includes random scores and the gradient dot product. "all" includes all baselines that apply: also gradient
         cosine, TracIn, influence function, TRAK, representation similarity, BM25 for sequences of tokens, and for the
@@ -337,6 +341,7 @@ def evaluate(
     See Also
     --------
     load_benchmark : What functions receive.
+    judge : One method on half a page.
     leaderboard_from : Judge published scores.
     lds_interval, compare_lds : The interval and the paired difference of the LDS.
 
@@ -355,11 +360,13 @@ def evaluate(
     >>> board.rows[-1].error
     'undefined: constant for every test sample'
     """
-    setting = benchmark if isinstance(benchmark, Setting) else find_setting(*benchmark)
     beside = requested_baselines(scores, baselines)
     if isinstance(metrics, str):
         raise TypeError(f"metrics: expected a list of names, got one text; pass [{metrics!r}]")
     check_n_jobs(n_jobs)
+    if not _is_named(benchmark):
+        return _on_own_truth(scores, benchmark, metrics, beside)
+    setting = benchmark if isinstance(benchmark, Setting) else find_setting(*benchmark)
     asked = dict.fromkeys(setting.metric(name).name for name in (setting.metrics if metrics is None else metrics))
     rows: list[LeaderboardRow] = []
     runs: dict[tuple[str, bool], _Scored] = {}
@@ -409,6 +416,8 @@ def _scored(entry: Any, attributes: dict[str, Any], metric: str) -> _Scored:
         if not callable(entry):
             whole = metric == "mislabel" and len(getattr(entry, "shape", (0, 0))) > 1
             return _Scored(error="no self-attribution was given") if whole else _Scored(_readable(entry))
+        if not attributes:
+            raise TypeError("a function gets the models of a benchmark; for your own ground truth, pass its scores")
         own, begin = _own(attributes), time.perf_counter()
         with _kept_settings():
             made = entry(own, metric)
@@ -452,6 +461,49 @@ def _own(attributes: dict[str, Any]) -> dict[str, Any]:
 def _told(error: Exception) -> str:
     """An error in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+
+# %% ../../nbs/benchmark/17_leaderboard.ipynb #newown2
+_WITHOUT_MODEL = ("linear datamodel", "random")
+
+
+def _is_named(benchmark: Any) -> bool:
+    """Whether it is a setting, or the names of one, and not a ground truth."""
+    return isinstance(benchmark, (Setting, str)) or (
+        isinstance(benchmark, (tuple, list)) and all(isinstance(part, str) for part in benchmark)
+    )
+
+
+def _on_own_truth(
+    scores: Mapping[str, Any], truth: Any, metrics: Sequence[str] | None, beside: Mapping[str, Baseline]
+) -> Leaderboard:
+    """Scores judged by a ground truth without a setting."""
+    metric, targets = metric_of(truth, None), None
+    for name in metrics or ():
+        metric_of(truth, name)
+    if metric == "mislabel":
+        truth = as_real_tensor("benchmark", truth)
+        if truth.ndim != 1:
+            raise ValueError(
+                "benchmark: expected a setting, the names of its model and data set, a pair (values, indices), or a "
+                f"vector that is 1 for wrong labels; got shape {tuple(truth.shape)}"
+            )
+    elif np.ndim(truth[0]) == 3:
+        targets = as_targets("benchmark", truth)
+        truth = targets.ground_truth()
+    else:
+        truth = as_ground_truth("benchmark", truth)
+    found = {name: _scored(entry, {}, metric) for name, entry in scores.items()}
+    tests = None if metric == "mislabel" else range(truth[0].shape[1])
+    shapes = [tuple(getattr(each.scores, "shape", ())) for each in found.values()]
+    fitting = [shape for shape in shapes if shape and shape[1:] == (() if tests is None else (len(tests),))]
+    if fitting:
+        rows: Any = range(fitting[0][0])
+        given = Given(cast(Any, None), rows, cast(Any, tests), len, [], metric, truth)
+        for name in _WITHOUT_MODEL:
+            if name in beside and beside[name].when(given):
+                begin = time.perf_counter()
+                found[name] = _Scored(beside[name].function(given, []), time.perf_counter() - begin)
+    return Leaderboard(tuple(_judged(found, metric, truth, targets)), "your ground truth")
 
 # %% ../../nbs/benchmark/17_leaderboard.ipynb #e36b256b
 def _judged(found: Mapping[str, _Scored], metric: str, truth: Any, targets: Any) -> list[LeaderboardRow]:
