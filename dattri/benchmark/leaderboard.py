@@ -462,49 +462,6 @@ def _told(error: Exception) -> str:
     """An error in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
 
-# %% ../../nbs/benchmark/17_leaderboard.ipynb #newown2
-_WITHOUT_MODEL = ("linear datamodel", "random")
-
-
-def _is_named(benchmark: Any) -> bool:
-    """Whether it is a setting, or the names of one, and not a ground truth."""
-    return isinstance(benchmark, (Setting, str)) or (
-        isinstance(benchmark, (tuple, list)) and all(isinstance(part, str) for part in benchmark)
-    )
-
-
-def _on_own_truth(
-    scores: Mapping[str, Any], truth: Any, metrics: Sequence[str] | None, beside: Mapping[str, Baseline]
-) -> Leaderboard:
-    """Scores judged by a ground truth without a setting."""
-    metric, targets = metric_of(truth, None), None
-    for name in metrics or ():
-        metric_of(truth, name)
-    if metric == "mislabel":
-        truth = as_real_tensor("benchmark", truth)
-        if truth.ndim != 1:
-            raise ValueError(
-                "benchmark: expected a setting, the names of its model and data set, a pair (values, indices), or a "
-                f"vector that is 1 for wrong labels; got shape {tuple(truth.shape)}"
-            )
-    elif np.ndim(truth[0]) == 3:
-        targets = as_targets("benchmark", truth)
-        truth = targets.ground_truth()
-    else:
-        truth = as_ground_truth("benchmark", truth)
-    found = {name: _scored(entry, {}, metric) for name, entry in scores.items()}
-    tests = None if metric == "mislabel" else range(truth[0].shape[1])
-    shapes = [tuple(getattr(each.scores, "shape", ())) for each in found.values()]
-    fitting = [shape for shape in shapes if shape and shape[1:] == (() if tests is None else (len(tests),))]
-    if fitting:
-        rows: Any = range(fitting[0][0])
-        given = Given(cast(Any, None), rows, cast(Any, tests), len, [], metric, truth)
-        for name in _WITHOUT_MODEL:
-            if name in beside and beside[name].when(given):
-                begin = time.perf_counter()
-                found[name] = _Scored(beside[name].function(given, []), time.perf_counter() - begin)
-    return Leaderboard(tuple(_judged(found, metric, truth, targets)), "your ground truth")
-
 # %% ../../nbs/benchmark/17_leaderboard.ipynb #e36b256b
 def _judged(found: Mapping[str, _Scored], metric: str, truth: Any, targets: Any) -> list[LeaderboardRow]:
     """Rows of all methods for a metric, the best first."""
@@ -564,3 +521,46 @@ def _behind(best: str, row: LeaderboardRow, found: Mapping[str, _Scored], truth:
         return row._replace(difference=0.0, difference_low=0.0, difference_high=0.0, is_best=not sure_to_be_wrong)
     difference, low, high, _ = KINDS[row.metric].compare(found[best].scores, found[row.method].scores, truth)
     return row._replace(difference=difference, difference_low=low, difference_high=high, is_best=not low > 0)
+
+# %% ../../nbs/benchmark/17_leaderboard.ipynb #newown2
+_WITHOUT_MODEL = ("linear datamodel", "random")
+
+
+def _is_named(benchmark: Any) -> bool:
+    """Whether it is a setting, or the names of one, and not a ground truth."""
+    return isinstance(benchmark, (Setting, str)) or (
+        isinstance(benchmark, (tuple, list)) and all(isinstance(part, str) for part in benchmark)
+    )
+
+
+def _on_own_truth(
+    scores: Mapping[str, Any], truth: Any, metrics: Sequence[str] | None, beside: Mapping[str, Baseline]
+) -> Leaderboard:
+    """Scores judged by a ground truth without a setting."""
+    metric, targets = metric_of(truth, None), None
+    for name in metrics or ():
+        metric_of(truth, name)
+    if metric == "mislabel":
+        truth = as_real_tensor("benchmark", truth)
+        if truth.ndim != 1:
+            raise ValueError(
+                "benchmark: expected a setting, the names of its model and data set, a pair (values, indices), or a "
+                f"vector that is 1 for wrong labels; got shape {tuple(truth.shape)}"
+            )
+    elif np.ndim(truth[0]) == 3:
+        targets = as_targets("benchmark", truth)
+        truth = targets.ground_truth()
+    else:
+        truth = as_ground_truth("benchmark", truth)
+    found = {name: _scored(entry, {}, metric) for name, entry in scores.items()}
+    tests = None if metric == "mislabel" else range(truth[0].shape[1])
+    shapes = [tuple(getattr(each.scores, "shape", ())) for each in found.values()]
+    fitting = [shape for shape in shapes if shape and shape[1:] == (() if tests is None else (len(tests),))]
+    if fitting:
+        rows: Any = range(fitting[0][0])
+        given = Given(cast(Any, None), rows, cast(Any, tests), len, [], metric, truth)
+        for name in _WITHOUT_MODEL:
+            if name in beside and beside[name].when(given):
+                begin = time.perf_counter()
+                found[name] = _Scored(beside[name].function(given, []), time.perf_counter() - begin)
+    return Leaderboard(tuple(_judged(found, metric, truth, targets)), "your ground truth")
