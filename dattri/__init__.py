@@ -115,7 +115,7 @@ _PUBLIC = {
         "gradient_cosine": "Cosines between the gradients of training and test samples.",
     },
     "benchmark.leaderboard": {
-        "evaluate": "Judge methods by everything that a benchmark has ground truth for."
+        "evaluate": "Judge methods by everything that a benchmark has ground truth for, or by your own ground truth."
     },
     "benchmark.sharing": {
         "publish_scores":
