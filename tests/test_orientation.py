@@ -211,4 +211,4 @@ def test_the_command_reads_folders_and_warns_in_one_line(tmp_path):
     warned = call(str(tmp_path / "both.pt"), "--array", "bad")
     assert warned.exit_code == 0 and "LDS -0." in warned.output
     (line,) = [line for line in warned.output.splitlines() if "opposite sign" in line]
-    assert line.startswith("Warning: score: the scores seem") and line.endswith("pass -score")
+    assert line.startswith("Warning: score: the scores seem") and line.endswith("save their negative")
