@@ -410,6 +410,11 @@ def test_what_is_no_ground_truth_is_refused(truth, options, message):
         evaluate({"near": NEAR}, truth, **options)
 
 
+def test_a_baseline_that_fails_on_ground_truth_of_ones_own_is_a_row():
+    rows = rows_of(evaluate({"near": NEAR}, Targets(RUNS[:3], HALVES[:3]), baselines="all"))
+    assert "at least 4 subsets" in rows["linear datamodel"].error and {*rows} == {"near", "random", "linear datamodel"}
+
+
 def test_functions_need_a_benchmark():
     rows = rows_of(evaluate({"near": NEAR, "mine": lambda attributes, metric: NEAR}, Targets(RUNS, HALVES)))
     assert "for your own ground truth, pass its scores" in rows["mine"].error and not rows["near"].error

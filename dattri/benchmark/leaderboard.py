@@ -18,10 +18,10 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-import numpy as np
 import torch
 from torch.utils.data import TensorDataset
 
@@ -32,7 +32,7 @@ from ..metric import lds_ceiling
 from ..metric.correlation import Predictions, lds, loo_corr
 from ..metric.display import as_html, as_text
 from ..metric.files import read_scores
-from ..metric.ground_truth import as_ground_truth, as_targets
+from ..metric.ground_truth import Targets, as_pair
 from ..metric.inputs import as_real_tensor
 from ..metric.kinds import KINDS, kind_of
 from ..metric.orientation import check_orientation, metric_of
@@ -418,11 +418,19 @@ def _scored(entry: Any, attributes: dict[str, Any], metric: str) -> _Scored:
             return _Scored(error="no self-attribution was given") if whole else _Scored(_readable(entry))
         if not attributes:
             raise TypeError("a function gets the models of a benchmark; for your own ground truth, pass its scores")
-        own, begin = _own(attributes), time.perf_counter()
-        with _kept_settings():
-            made = entry(own, metric)
-        return _Scored(_readable(made), time.perf_counter() - begin, num_checkpoints=models)
+        return _timed(partial(entry, _own(attributes), metric), models)
     except Exception as error:  # any error of a method is shown in its row
+        return _Scored(error=_told(error), num_checkpoints=models)
+
+
+def _timed(function: Callable[[], Any], models: int | None = None) -> _Scored:
+    """Scores that a function makes, and the time they took, or its error."""
+    begin = time.perf_counter()
+    try:
+        with _kept_settings():
+            made = function()
+        return _Scored(_readable(made), time.perf_counter() - begin, num_checkpoints=models)
+    except Exception as error:
         return _Scored(error=_told(error), num_checkpoints=models)
 
 
@@ -537,30 +545,40 @@ def _on_own_truth(
     scores: Mapping[str, Any], truth: Any, metrics: Sequence[str] | None, beside: Mapping[str, Baseline]
 ) -> Leaderboard:
     """Scores judged by a ground truth without a setting."""
-    metric, targets = metric_of(truth, None), None
+    metric = metric_of(truth, None)
     for name in metrics or ():
         metric_of(truth, name)
-    if metric == "mislabel":
-        truth = as_real_tensor("benchmark", truth)
-        if truth.ndim != 1:
-            raise ValueError(
-                "benchmark: expected a setting, the names of its model and data set, a pair (values, indices), or a "
-                f"vector that is 1 for wrong labels; got shape {tuple(truth.shape)}"
-            )
-    elif np.ndim(truth[0]) == 3:
-        targets = as_targets("benchmark", truth)
-        truth = targets.ground_truth()
-    else:
-        truth = as_ground_truth("benchmark", truth)
+    truth = _vector_of(truth) if metric == "mislabel" else as_pair("benchmark", truth)
+    targets = truth if isinstance(truth, Targets) else None
+    truth = truth if targets is None else targets.ground_truth()
     found = {name: _scored(entry, {}, metric) for name, entry in scores.items()}
+    return Leaderboard(
+        tuple(_judged(found | _without_model(found, metric, truth, beside), metric, truth, targets)),
+        "your ground truth",
+    )
+
+
+def _vector_of(truth: Any) -> torch.Tensor:
+    """Labels of wrong samples; `ValueError` for anything else than one vector."""
+    truth = as_real_tensor("benchmark", truth)
+    if truth.ndim != 1:
+        raise ValueError(
+            "benchmark: expected a setting, the names of its model and data set, a pair (values, indices), or a "
+            f"vector that is 1 for wrong labels; got shape {tuple(truth.shape)}"
+        )
+    return truth
+
+
+def _without_model(
+    found: Mapping[str, _Scored], metric: str, truth: Any, beside: Mapping[str, Baseline]
+) -> dict[str, _Scored]:
+    """The baselines that need no model, for as many samples as scores that fit have."""
     tests = None if metric == "mislabel" else range(truth[0].shape[1])
     shapes = [tuple(getattr(each.scores, "shape", ())) for each in found.values()]
     fitting = [shape for shape in shapes if shape and shape[1:] == (() if tests is None else (len(tests),))]
-    if fitting:
-        rows: Any = range(fitting[0][0])
-        given = Given(cast(Any, None), rows, cast(Any, tests), len, [], metric, truth)
-        for name in _WITHOUT_MODEL:
-            if name in beside and beside[name].when(given):
-                begin = time.perf_counter()
-                found[name] = _Scored(beside[name].function(given, []), time.perf_counter() - begin)
-    return Leaderboard(tuple(_judged(found, metric, truth, targets)), "your ground truth")
+    if not fitting:
+        return {}
+    rows: Any = range(fitting[0][0])
+    given = Given(cast(Any, None), rows, cast(Any, tests), len, [], metric, truth)
+    applying = {name: one for name, one in beside.items() if name in _WITHOUT_MODEL and one.when(given)}
+    return {name: _timed(partial(one.function, given, [])) for name, one in applying.items()}

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from .formats import find_format, read_npy
-from .ground_truth import GroundTruth, Targets, as_ground_truth, as_targets
+from .ground_truth import GroundTruth, Targets, as_pair
 from .inputs import as_real_tensor, check_real
 from ..model_util.checkpoint import UnusableFileError, is_special, load_checkpoint
 
@@ -145,8 +145,7 @@ def read_ground_truth(file: str | os.PathLike) -> GroundTruth | Targets | torch.
     """
     content = _read("ground truth", file)
     if not isinstance(content, (torch.Tensor, np.ndarray)):
-        runs = isinstance(content, (tuple, list)) and bool(content) and getattr(content[0], "ndim", 0) == 3
-        return (as_targets if runs else as_ground_truth)(f"ground truth {file}", content)
+        return as_pair(f"ground truth {file}", content)
     if content.ndim != 1:
         raise ValueError(
             f"ground truth: {file} holds one array of shape {tuple(content.shape)}; expected a pair (values, indices), "

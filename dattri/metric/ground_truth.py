@@ -668,6 +668,12 @@ def as_targets(name: str, pair: Any) -> Targets:
     return targets
 
 
+def as_pair(name: str, pair: Any) -> GroundTruth | Targets:
+    """Targets if the values have an axis for runs, otherwise a ground truth; an error names the problem."""
+    has_runs = isinstance(pair, (tuple, list)) and bool(pair) and getattr(pair[0], "ndim", 0) == 3
+    return (as_targets if has_runs else as_ground_truth)(name, pair)
+
+
 def _own_pair(name: str, pair: Any, ndim: int, shape: str) -> tuple[torch.Tensor, Any]:
     """Values with the right number of axes, and indices, as separate tensors on the CPU."""
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:

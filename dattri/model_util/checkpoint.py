@@ -446,9 +446,10 @@ def load_checkpoint(path: Path, *, modules: bool = False) -> Any:
 def _check_storages(path: Path, content: _Content, note: Note) -> None:
     """`UnusableFileError` if a storage is larger than its record, beyond which some versions of torch read."""
     for identity in storages_in(note):
-        kind, key, count = identity or ("", "", 0)
-        size = _ITEM_SIZES.get(kind, math.inf) * count
-        if identity is None or not 0 <= size <= len(content.record(f"data/{key}")):
+        if identity is None:
+            raise UnusableFileError(f"{path} is damaged (a storage is not as torch writes it)")
+        kind, key, count = identity
+        if not 0 <= _ITEM_SIZES.get(kind, math.inf) * count <= len(content.record(f"data/{key}")):
             raise UnusableFileError(f"{path} is damaged (storage {key!r} of {count:,} elements)")
 
 
