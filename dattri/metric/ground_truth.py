@@ -667,7 +667,7 @@ def as_targets(name: str, pair: Any) -> Targets:
         raise ValueError(f"{name}, indices: expected the positions of each subset, got removed positions")
     return targets
 
-
+# %% ../../nbs/metric/00_ground_truth.ipynb #new_as_pair
 def as_pair(name: str, pair: Any) -> GroundTruth | Targets:
     """Targets if the values have an axis for runs, otherwise a ground truth; an error names the problem."""
     has_runs = isinstance(pair, (tuple, list)) and bool(pair) and getattr(pair[0], "ndim", 0) == 3
