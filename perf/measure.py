@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+PAUSE = 0.3  # seconds; threads of OpenBLAS, which numpy uses, spin for up to 0.1 s after a call
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -31,10 +32,14 @@ class Row:
 
 
 def seconds(*calls: Callable[[], object], repeats: int = 5, warm: bool = True) -> list[float]:
-    """Median seconds of each call, after a round that warms up; calls take turns, so that a drift hits all."""
+    """Median seconds of each call, after a round that warms up.
+
+    Calls take turns, so that a drift hits all, with pauses, so that none runs beside the idle threads of another.
+    """
     times: list[list[float]] = [[] for _ in calls]
     for number in range(repeats + warm):
         for call, seen in zip(calls, times, strict=True):
+            time.sleep(PAUSE)
             begin = time.perf_counter()
             call()
             if torch.cuda.is_available():

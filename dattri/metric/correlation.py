@@ -258,7 +258,7 @@ def ranks(values: torch.Tensor) -> Ranks:
     """Ranks of the values of each row."""
     if values.device.type != "cpu":
         return _ranks_of(values)
-    blocks = row_blocks(len(values), values.shape[1], 2**17, least=1) or [slice(0, 0)]
+    blocks = row_blocks(len(values), values.shape[1], 2**19, least=1) or [slice(0, 0)]
     ranked = map_blocks(lambda rows: _ranks_of(values[rows]), blocks)
     return Ranks(torch.cat([part.places for part in ranked]), torch.cat([part.least_gap for part in ranked]))
 
@@ -406,7 +406,7 @@ def _column_sums(x: Block, x_rows: torch.Tensor | None, y: torch.Tensor) -> _Sum
             left, right, product = buffers[:, : rows.stop - rows.start]
             ones = left.new_ones(len(left))
             for block, shift, centred in zip(_same_rows(x, x_rows, y, rows), shifts, (left, right), strict=True):
-                torch.sub(block, shift, out=centred)
+                centred.copy_(block).sub_(shift)
             sums[0] += ones @ left
             sums[1] += ones @ right
             sums[2] += ones @ torch.mul(left, right, out=product)

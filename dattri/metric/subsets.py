@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from .inputs import as_real_tensor
-from ..model_util.threads import map_blocks
 
 # %% auto #0
 __all__ = []
@@ -84,9 +83,6 @@ def whole_numbers(positions: torch.Tensor) -> torch.Tensor:
     return positions.long()
 
 # %% ../../nbs/metric/06_subsets.ipynb #1cdf50a2
-_ENTRIES = 2**17
-
-
 def members_of(subsets: Subsets, num_train: int, device: torch.device) -> torch.Tensor:
     """Which training sample (column) is in which subset (row), uint8.
 
@@ -104,27 +100,11 @@ def members_of(subsets: Subsets, num_train: int, device: torch.device) -> torch.
             )
         return mask.to(device).view(torch.uint8)
     _check_positions(subsets, num_train)
-    sizes = subsets.sizes()
-    members = torch.zeros(len(rows), num_train, dtype=torch.uint8, device=device)
-    step = len(rows) if device.type != "cpu" else max(1, _ENTRIES // max(1, *sizes))
-    blocks = [slice(start, start + step) for start in range(0, len(rows), step)]
-
-    def fill(part: slice) -> torch.Tensor:
-        block = members[part]
-        if isinstance(rows, torch.Tensor):
-            block.scatter_(1, rows[part].to(device), 1)
-        else:
-            for row, chosen in zip(block, rows[part], strict=True):
-                row[chosen.to(device)] = 1
-        return _row_sums(block)
-
-    _refuse_repeated(subsets, torch.cat(map_blocks(fill, blocks)))
-    return members
-
-
-def _row_sums(members: torch.Tensor) -> torch.Tensor:
-    """Members of each subset, int64; numpy adds bytes ten times faster than torch."""
-    return torch.from_numpy(members.numpy().sum(1, dtype=np.int64)) if members.device.type == "cpu" else members.sum(1)
+    members = np.zeros((len(rows), num_train), dtype=np.uint8)
+    for member, positions in zip(members, rows, strict=True):  # half the time of one scatter
+        member[positions.cpu().numpy()] = 1
+    _refuse_repeated(subsets, members)
+    return torch.from_numpy(members).to(device)
 
 
 def _check_positions(subsets: Subsets, num_train: int) -> None:
@@ -141,11 +121,11 @@ def _check_positions(subsets: Subsets, num_train: int) -> None:
         )
 
 
-def _refuse_repeated(subsets: Subsets, distinct: torch.Tensor) -> None:
+def _refuse_repeated(subsets: Subsets, members: np.ndarray) -> None:
     """`ValueError` if a subset repeats a position."""
-    repeated = (distinct.cpu() != torch.tensor(subsets.sizes(), device="cpu")).nonzero().flatten()
-    if len(repeated):
-        subset = int(repeated[0])
+    sizes = subsets.sizes()
+    if np.count_nonzero(members.view(bool)) < sum(sizes):
+        subset = int(np.flatnonzero(members.sum(1, dtype=np.int64) < sizes)[0])
         positions, counts = subsets.rows[subset].unique(return_counts=True)
         raise ValueError(
             f"ground_truth: subset {subset} names position {int(positions[counts > 1][0])} more than once; a model is "

@@ -21,7 +21,7 @@ __all__ = []
 
 # %% ../../nbs/metric/07_sums.ipynb #a0a23f14
 _LEAST_WORK, _FEW_PARTS, _MOST_PARTS, _PARTS_BYTES = 2**24, 4, 16, 2**24
-_BLOCK_ROWS_BYTES = 2**20
+_BLOCK_ROWS_BYTES = 2**21
 
 
 def _parts(num_train: int, num_test: int, num_subsets: int, device: torch.device) -> list[slice]:
