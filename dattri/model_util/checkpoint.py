@@ -197,21 +197,53 @@ def content_id(path: str | Path) -> str:
     return digest if owner.startswith("dattri ") else hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 # %% ../../nbs/model_util/02_checkpoint.ipynb #b97d995a
+_LARGE, _OF_SUMS = 2**16, "sums-"
+_COLUMNS, _ROWS = 509, 64
+
+
 def with_owner(data: bytes, owner: str) -> bytes:
-    """Checkpoint with its owner and the hash of its bytes."""
-    comment = f"{owner} {hashlib.sha256(data).hexdigest()}".encode()
-    return data[:-2] + len(comment).to_bytes(2, "little") + comment
+    """Checkpoint with its owner and the digest of its bytes."""
+    content = memoryview(data)[:-2]  # without the length of the comment
+    digest = _digest_of_sums(content) if len(content) > _LARGE else _digest(content)
+    comment = f"{owner} {digest}".encode()
+    return b"".join([content, len(comment).to_bytes(2, "little"), comment])
+
+
+def _digest(content: memoryview) -> str:
+    """SHA-256 of a checkpoint without its comment."""
+    written = hashlib.sha256(content)
+    written.update(b"\0\0")  # the length of the comment
+    return written.hexdigest()
+
+
+def _digest_of_sums(content: memoryview) -> str:
+    """SHA-256 of the length and the column sums of a checkpoint without its comment."""
+    written = hashlib.sha256(len(content).to_bytes(8, "little"))
+    count = len(content) // 8
+    words = np.frombuffer(content, "<u8", count)
+    for start in range(0, count, _ROWS * _COLUMNS):
+        block = words[start : start + _ROWS * _COLUMNS]
+        whole = len(block) // _COLUMNS * _COLUMNS
+        written.update(np.add.reduce(block[:whole].reshape(-1, _COLUMNS), 0).tobytes())  # modulo 2**64
+        written.update(block[whole:].tobytes())
+    written.update(content[8 * count :])
+    return _OF_SUMS + written.hexdigest()
 
 # %% ../../nbs/model_util/02_checkpoint.ipynb #bd8aa1aa
-def _is_as_written(data: bytes) -> bool | None:
-    """Whether a checkpoint matches its recorded hash; None if it has none."""
-    end = data.rfind(_END) + 22
-    owner, _, digest = data[end:].decode(errors="replace").rpartition(" ")
+def _is_as_written(data: memoryview) -> bool | None:
+    """Whether a checkpoint matches its recorded digest; None if it has none."""
+    end = _end_in(data) + 22
+    owner, _, digest = bytes(data[end:]).decode(errors="replace").rpartition(" ")
     if not owner.startswith("dattri "):
         return None
-    written = hashlib.sha256(memoryview(data)[: end - 2])  # without a copy
-    written.update(b"\0\0")
-    return written.hexdigest() == digest
+    return (_digest_of_sums if digest.startswith(_OF_SUMS) else _digest)(data[: end - 2]) == digest
+
+
+def _end_in(data: memoryview) -> int:
+    """Where the end record of a zip archive starts; the length of the data if it has none."""
+    tail = bytes(data[-(2**16 + 22) :])  # with the longest comment
+    place = tail.rfind(_END)
+    return len(data) - len(tail) + place if place >= 0 else len(data)
 
 # %% ../../nbs/model_util/02_checkpoint.ipynb #a26c95b7
 _DTYPES = {
@@ -228,7 +260,7 @@ _DTYPES = {
 class _Content:
     """Bytes of a checkpoint and its uncompressed records, which share a folder."""
 
-    data: bytes
+    data: memoryview
     members: dict[str, zipfile.ZipInfo]
     made: dict[str, torch.Tensor] = field(default_factory=dict)
 
@@ -238,24 +270,32 @@ class _Content:
         if member is None:
             return memoryview(b"")
         place = max(member.header_offset, 0)
-        header = self.data[place : place + 30].ljust(30, b"\0")
+        header = bytes(self.data[place : place + 30]).ljust(30, b"\0")
         start = place + 30 + sum(struct.unpack_from("<2H", header, 26))
-        return memoryview(self.data)[start : start + member.file_size]
+        return self.data[start : start + member.file_size]
 
     def numbers(self, kind: str, key: str, count: int) -> torch.Tensor:
-        """Copy of a storage as a 1-D tensor on the CPU; `NotPlain` if it is not as torch writes it."""
+        """A storage as a 1-D tensor in the memory of the file; `NotPlain` if it is not as torch writes it."""
         dtype, record = _DTYPES.get(kind), self.record(f"data/{key}")
         if dtype is None or len(record) != count * dtype.itemsize:
             raise NotPlain
         if key not in self.made:
             if self.record("byteorder") != sys.byteorder.encode():
                 raise NotPlain
-            memory = torch.empty(count, dtype=dtype)
-            memory.view(torch.uint8).numpy()[:] = np.frombuffer(record, np.bool_ if dtype == torch.bool else np.uint8)
-            self.made[key] = memory
+            self.made[key] = _as_tensor(record, dtype)
         if self.made[key].dtype != dtype:
             raise NotPlain
         return self.made[key]
+
+
+def _as_tensor(record: memoryview, dtype: torch.dtype) -> torch.Tensor:
+    """Numbers in the memory of a record; copies of booleans and of numbers that are not aligned."""
+    if not len(record):
+        return torch.empty(0, dtype=dtype)
+    if dtype == torch.bool:
+        return torch.frombuffer(record, dtype=torch.uint8) != 0
+    numbers = torch.frombuffer(record, dtype=dtype)
+    return numbers if numbers.data_ptr() % _ALIGNMENT == 0 else numbers.clone()
 
 # %% ../../nbs/model_util/02_checkpoint.ipynb #91809655
 def is_special(path: Path) -> bool:
@@ -282,7 +322,7 @@ class UnusableFileError(ValueError):
         return f"{self.reason}, so it cannot be used. {self.remedy or again}"
 
 # %% ../../nbs/model_util/02_checkpoint.ipynb #5b612a82
-def verify_checksums(path: Path) -> bytes:
+def verify_checksums(path: Path) -> memoryview:
     """Content of a checkpoint, verified byte for byte.
 
     Raises
@@ -299,21 +339,35 @@ def _verified(path: Path) -> _Content:
     """Content of a checkpoint; errors as above."""
     if is_special(path):
         raise ValueError(f"{path} was not loaded: it is a pipe or device")
-    data, members = path.read_bytes(), {}
-    as_written = _is_as_written(data)
-    if as_written is False:
-        raise UnusableFileError(f"{path} is damaged (its bytes differ from those written)")
-    if not data.startswith(b"PK"):
-        raise _foreign(path, data[:12])
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            broken = _not_by_torch(archive, data) or (None if as_written else archive.testzip())
-            members = archive.NameToInfo
-    except Exception as error:  # a damaged archive makes zipfile raise a dozen kinds of errors
-        broken = f"{type(error).__name__}: {error}"
+    with path.open("rb") as file:
+        data = _read(file)
+        as_written = _is_as_written(data)
+        if as_written is False:
+            raise UnusableFileError(f"{path} is damaged (its bytes differ from those written)")
+        if data[:2] != b"PK":
+            raise _foreign(path, bytes(data[:12]))
+        members: dict[str, zipfile.ZipInfo] = {}
+        try:
+            with zipfile.ZipFile(file) as archive:
+                broken = _not_by_torch(archive, data) or (None if as_written else archive.testzip())
+                members = archive.NameToInfo
+        except Exception as error:  # a damaged archive makes zipfile raise a dozen kinds of errors
+            broken = f"{type(error).__name__}: {error}"
     if broken is not None:
         raise UnusableFileError(f"{path} is damaged ({broken})")
     return _Content(data, members)
+
+
+_ALIGNMENT = 64  # of tensors in memory, and of their records in a file of torch.save
+
+
+def _read(file: BinaryIO) -> memoryview:
+    """Bytes of a file, in memory aligned for tensors."""
+    size = os.fstat(file.fileno()).st_size
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    data = memory.data[start : start + size]
+    return data[: file.readinto(data)]  # type: ignore[attr-defined]
 
 
 def _foreign(path: Path, start: bytes) -> UnusableFileError:
@@ -326,13 +380,13 @@ def _foreign(path: Path, start: bytes) -> UnusableFileError:
     return UnusableFileError(f"{path} is not a file of torch.save (it starts with {start!r}{old})")
 
 
-def _not_by_torch(archive: zipfile.ZipFile, data: bytes) -> str | None:
+def _not_by_torch(archive: zipfile.ZipFile, data: memoryview) -> str | None:
     """How an archive differs from those of `torch.save`, which are uncompressed and hold one pickle."""
     members = archive.infolist()
     size = sum(member.file_size for member in members)
     if size > len(data):
         return f"{len(data):,} bytes would expand to {size:,}"
-    end = data.rfind(_END)
+    end = _end_in(data)
     # this disk, first disk, records on this disk, records in total
     counts = [struct.unpack_from("<4H", data, end + 4)]
     if data[end - 20 : end - 16] == b"PK\x06\x07":  # large archives repeat these in wider fields
@@ -458,7 +512,7 @@ _ITEM_SIZES |= {"torch.storage UntypedStorage": 1, "torch QInt8Storage": 1, "tor
 _ITEM_SIZES |= {"torch QInt32Storage": 4, "torch QUInt4x2Storage": 1, "torch QUInt2x4Storage": 1}
 
 
-def _by_torch(path: Path, data: bytes, classes: dict[str, Any]) -> Any:
+def _by_torch(path: Path, data: memoryview, classes: dict[str, Any]) -> Any:
     """What torch's restricted unpickler makes of a checked file that may name these classes."""
     with torch.serialization.safe_globals([(kind, name) for name, kind in classes.items()]):
         try:
