@@ -24,6 +24,7 @@ from dattri.metric.ceiling import (
 from dattri.metric.jackknife import Estimate, fisher_interval
 from dattri.metric.uncertainty import (
     Comparison,
+    ConfidenceInterval,
     compare_lds,
     compare_loo,
     compare_mislabel,
@@ -514,13 +515,39 @@ def test_targets_are_checked(targets, kind, message):
         ({"reliability": 0.5}, "num_tests: expected the number of test samples"),
         ({"reliability": 0, "num_tests": 5}, r"reliability: expected a number in \(0, 1\]"),
         ({"reliability": 0.5, "num_tests": 5, "lds": 2.0}, r"lds: expected a number in \[-1, 1\]"),
-        ({"reliability": 0.5, "num_tests": 5, "num_subsets": (2,)}, "num_subsets: expected a sequence of integers"),
-        ({"reliability": 0.5, "num_tests": 5, "num_runs": (0.5,)}, "num_runs: expected a sequence of integers"),
+        ({"reliability": 0.5, "num_tests": 5, "num_subsets": (2,)}, "num_subsets: expected an integer of at least 3"),
+        ({"reliability": 0.5, "num_tests": 5, "num_subsets": 50}, "num_subsets: expected a sequence of integers"),
+        ({"reliability": 0.5, "num_tests": 5, "num_runs": ()}, "num_runs: expected a sequence of integers"),
+        ({"reliability": 0.5, "num_tests": 5, "num_runs": (0.5,)}, "num_runs: expected an integer of at least 1"),
+        ({"reliability": 0.5, "num_tests": 5, "num_runs": (True,)}, "num_runs: expected an integer of at least 1"),
+        ({"reliability": 0.5, "num_tests": 0}, "num_tests: expected an integer of at least 1, got 0"),
     ],
 )
 def test_plan_options_are_checked(options, message):
     with pytest.raises(ValueError, match=message):
         plan_lds(**options)
+
+
+def test_plan_takes_what_lds_returns_and_integers_of_numpy():
+    signal, mask = normal(3, 20, 6), np.random.default_rng(4).random((40, 20)) < 0.5
+    runs = -(mask @ signal)[:, None] + 2 * normal(5, 40, 2, 6)
+    targets = Targets(torch.tensor(runs), torch.tensor(mask))
+    judged, interval = lds(signal, targets), lds_interval(signal, targets)
+    options = {"num_subsets": (50, 100), "num_runs": (1, 2)}
+    plan = plan_lds(targets, lds=judged.correlation, interval=interval, **options)
+    assert plan_lds(targets, lds=judged, interval=interval, **options) == plan  # p-values are not correlations
+    numpy = {name: np.array(counts) for name, counts in options.items()}
+    assert plan_lds(targets, lds=judged, interval=interval, num_tests=np.int64(6), **numpy) == plan
+
+
+def test_plan_says_that_it_is_rough_with_an_interval_without_ends():
+    without = ConfidenceInterval(0.4, float("nan"), float("nan"))
+    known = {"reliability": 0.5, "num_tests": 5}
+    for options in ({"lds": without}, {"interval": without}, {"lds": 0.4, "interval": without}):
+        plan = plan_lds(**known, **options)
+        assert plan == plan_lds(**known, lds=0.4) and plan.rough
+    with pytest.raises(TypeError, match=r"interval: expected the result of lds_interval, got tuple"):
+        plan_lds(**known, interval=(0.4, 0.3, 0.5))
 
 
 def test_share_needs_subsets():

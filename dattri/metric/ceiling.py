@@ -15,7 +15,7 @@ import numpy as np
 import scipy.special
 import torch
 
-from .correlation import RankedPair, ranked_pair, ranks, spearman
+from .correlation import Correlation, RankedPair, ranked_pair, ranks, spearman
 from .display import Table
 from .inputs import as_real_tensor
 from dattri.metric.jackknife import (
@@ -31,7 +31,7 @@ from dattri.metric.jackknife import (
 )
 from .uncertainty import ConfidenceInterval
 from ..model_util.threads import single_thread
-from ..model_util.validation import is_number
+from ..model_util.validation import check_int, is_number
 
 # %% auto #0
 __all__ = ['Ceiling', 'lds_ceiling', 'ceiling_share', 'PlanRow', 'RetrainingPlan', 'plan_lds']
@@ -60,7 +60,8 @@ def lds_ceiling(targets: Any, *, confidence: float = 0.95) -> Ceiling:
     correlation between runs over the subsets) gives the reliability of one run, and the Spearman-Brown formula that of
     the mean over R runs. Its square root, converted to Spearman's scale, is the ceiling. This is exact for normal
     values. For the shape found in the targets (long tails, skewed truth), the ratio to normal values is estimated by
-    deconvolving the noise, and multiplied in.
+    deconvolving the noise, and multiplied in. If the noise has long tails and depends on the truth, as in the losses of
+    small networks, the ceiling can be a few hundredths too high.
 
     Parameters
     ----------
@@ -650,7 +651,7 @@ def plan_lds(
     targets: Any = None,
     *,
     reliability: float | None = None,
-    lds: float | torch.Tensor | ConfidenceInterval | None = None,
+    lds: float | torch.Tensor | Correlation | ConfidenceInterval | None = None,
     interval: ConfidenceInterval | None = None,
     num_tests: int | None = None,
     num_subsets: Sequence[int] = (25, 50, 100, 200, 400),
@@ -665,15 +666,15 @@ def plan_lds(
         A pilot, as for `lds_ceiling`; 2 runs of 20 subsets are enough.
     reliability : float, optional
         Instead of `targets`: reliability of one run, in (0, 1], for example from another setting.
-    lds : float, tensor of shape (num_test,) or ConfidenceInterval, optional
-        LDS of the method against the mean over the runs of `targets`, or against one run with `reliability`. A tensor,
-        as returned by `lds`, also gives its variation among test samples; for a number, 0.3 on Fisher's scale is
-        assumed. From an interval alone, the LDS is assumed to vary among test samples as the ceiling does. Default:
-        unknown; the width is then that around an LDS of 0, the widest.
+    lds : float, tensor of shape (num_test,), Correlation or ConfidenceInterval, optional
+        LDS of the method against the mean over the runs of `targets`, or against one run with `reliability`. The result
+        of `lds`, or its tensor ``correlation``, also gives the variation among test samples; for a number, 0.3 on
+        Fisher's scale is assumed. From an interval alone, the LDS is assumed to vary among test samples as the ceiling
+        does. Default: unknown; the width is then that around an LDS of 0, the widest.
     interval : ConfidenceInterval, optional
         Result of `lds_interval` for the method and the mean over the runs of `targets`, with the same confidence. Its
-        width is the method's own. Best is to pass it together with the tensor `lds`: the part of the width that is due
-        to the choice of test samples then stays the same with more subsets.
+        width is the method's own. Best is to pass it together with the result of `lds`: the part of the width that is
+        due to the choice of test samples then stays the same with more subsets.
     num_tests : int, optional
         Number of test samples. Default: as in `targets`.
     num_subsets, num_runs : sequence of int
@@ -710,18 +711,13 @@ def plan_lds(
     The widths are rough: pass interval=lds_interval(score, ground_truth) of your method.
     """
     check_confidence(confidence)
-    for name, counts, least in (("num_subsets", num_subsets, 3), ("num_runs", num_runs, 1)):
-        sized = isinstance(counts, (Sequence, range)) and len(counts) > 0
-        if not sized or any(isinstance(x, bool) or not isinstance(x, int) or x < least for x in counts):
-            raise ValueError(f"{name}: expected a sequence of integers of at least {least}, got {counts!r}")
+    num_subsets, num_runs = _counts("num_subsets", num_subsets, 3), _counts("num_runs", num_runs, 1)
     model, tests, count = _plan_model(targets, reliability)
-    tests = num_tests if num_tests is not None else tests
-    if isinstance(tests, bool) or not isinstance(tests, int) or tests < 1:
-        raise ValueError(
-            f"num_tests: expected the number of test samples, at least 1, got {tests!r}; it is required without targets"
-        )
-    if isinstance(lds, ConfidenceInterval):
-        interval, lds = lds, None
+    if num_tests is not None:
+        tests = check_int("num_tests", num_tests, 1)
+    if tests is None:
+        raise ValueError("num_tests: expected the number of test samples; it is required without targets")
+    lds, interval = _lds_and_interval(lds, interval)
     known = interval.mean if lds is None and interval is not None else lds
     level, spread = _level(known, count)
     if lds is None and interval is not None and targets is not None:
@@ -763,6 +759,24 @@ def _plan_model(targets: Any, reliability: float | None) -> tuple[_Model, int | 
         raise ValueError(f"reliability: expected a number in (0, 1], that of one run, got {reliability!r}")
     nothing = Estimate(math.nan, math.nan, math.nan, math.nan, math.nan, math.nan)
     return _Model(float(_spearman_of(reliability)), 0.0, 1, nothing, _SHARED), None, math.inf
+
+
+def _counts(name: str, counts: Any, least: int) -> list[int]:
+    """Integers to tabulate, checked."""
+    if isinstance(counts, str) or not hasattr(counts, "__len__") or not len(counts):
+        raise ValueError(f"{name}: expected a sequence of integers of at least {least}, got {counts!r}")
+    return [check_int(name, count, least) for count in counts]
+
+
+def _lds_and_interval(lds: Any, interval: Any) -> tuple[Any, ConfidenceInterval | None]:
+    """The LDS as a number or a tensor, and the interval if it has ends."""
+    if interval is not None and not isinstance(interval, ConfidenceInterval):
+        raise TypeError(f"interval: expected the result of lds_interval, got {type(interval).__name__}")
+    if isinstance(lds, ConfidenceInterval):
+        interval, lds = lds, None
+    if interval is not None and math.isnan(interval.high):
+        return (interval.mean if lds is None else lds), None
+    return (lds.correlation if isinstance(lds, Correlation) else lds), interval
 
 
 class _Spread(NamedTuple):
