@@ -207,7 +207,7 @@ def _compared(a: LeftOut, b: LeftOut, confidence: float) -> Comparison:
     difference = float((pair[0].whole - pair[1].whole).mean())
     return Comparison(difference, *difference_interval(estimate, confidence))
 
-
+# %% ../../nbs/metric/03_uncertainty.ipynb #pairs2
 def difference_interval(estimate: Estimate, confidence: float, most: float = 2.0) -> tuple[float, float, float]:
     """Ends and two-sided p-value of a difference, by default of correlations, which is at most 2."""
     centre, error = min(max(estimate.mean, -most), most), math.sqrt(estimate.variance)
