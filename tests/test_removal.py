@@ -362,6 +362,25 @@ def test_a_bank_that_exists_serves_as_controls(tmp_path):
         )  # fmt: skip
 
 
+def test_a_bank_of_controls_gives_as_many_runs_as_the_removals_have(tmp_path):
+    subsets = [*itertools.islice(itertools.combinations(range(8), 6), 3)]
+    retrain_subsets(learn_mean, TRAIN, tmp_path / "bank", subsets, num_runs_per_subset=2, seed=0, shared_seed=True)
+    bank = calculate_targets(squared_error, tmp_path / "bank", TESTS)
+    bank.values[:, 1] += 100
+    common = (SCORES, learn_mean, TRAIN, squared_error, TESTS)
+    options = {**FOUR, "fractions": [0.25]}
+    result = removal_test(*common, tmp_path / "run", controls=bank, **options)
+    assert torch.equal(result.controls[0, :3], bank.values[:, 0].double())
+    with pytest.raises(ValueError, match=r"controls: expected 3 runs or more of each subset \(num_runs\), got 2"):
+        removal_test(*common, tmp_path / "more", controls=bank, num_runs=3, **options)
+    with pytest.raises(ValueError, match=r"seed: got None and controls.*pass the seed that the bank"):
+        removal_test(*common, tmp_path / "new", controls=bank, **{**options, "seed": None})
+    assert removal_test(*common, tmp_path / "run", controls=bank, **{**options, "seed": None}).rows == result.rows
+    short = Targets(bank.values, torch.ones(3, 7, dtype=torch.bool).tril(5))
+    with pytest.raises(ValueError, match=r"controls: their last position is 6, but there are 8 training samples"):
+        removal_test(*common, tmp_path / "run", controls=short, **options)
+
+
 def test_changed_scores_train_what_is_new_or_replace(tmp_path):
     first = removal_test(SCORES, learn_mean, TRAIN, squared_error, TESTS, tmp_path / "run", **FOUR)
     before = models(tmp_path / "run")
@@ -439,8 +458,8 @@ BAD = {
     "test twice": ({"tests": [1, 1]}, "tests: expected distinct positions"),
     "direction": ({"direction": "up"}, "direction: expected 'helpful', 'harmful' or 'both', got 'up'"),
     "confidence": ({"confidence": 95}, r"confidence: expected a number in \(0, 1\), got 95"),
-    "transposed": ({"scores": SCORES.T}, "scores, 'scores': .*looks transposed"),
-    "too few rows": ({"scores": SCORES[:7]}, "scores, 'scores': it has 7 rows"),
+    "transposed": ({"scores": SCORES.T}, "scores, 'scores': .*test sample of test_dataloader.*looks transposed"),
+    "too few rows": ({"scores": SCORES[:7]}, "scores, 'scores': it has 7 rows, but the dataloader holds 8 training"),
     "too many rows": ({"scores": torch.cat([SCORES, SCORES])}, "has 16 rows, but the dataloader holds 8"),
     "not a number": ({"scores": {"a": SCORES * torch.nan}}, "scores, 'a': NaN or infinity at train sample 0"),
     "no methods": ({"scores": {}}, "scores: expected a matrix, or a dict of matrices by name"),

@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 import torch
 
-from dattri.metric import GroundTruth, Targets, lds, lds_interval, loo_corr, mislabel_detection_auc
+from dattri.metric import GroundTruth, Predictions, Targets, lds, lds_interval, loo_corr, mislabel_detection_auc
 from dattri.metric.ceiling import (
     RetrainingPlan,
     _agreement,
@@ -19,11 +19,13 @@ from dattri.metric.ceiling import (
     _ratio,
     ceiling_share,
     lds_ceiling,
+    plan_comparison,
     plan_lds,
 )
 from dattri.metric.jackknife import Estimate, fisher_interval
 from dattri.metric.uncertainty import (
     Comparison,
+    ConfidenceInterval,
     compare_lds,
     compare_loo,
     compare_mislabel,
@@ -514,13 +516,39 @@ def test_targets_are_checked(targets, kind, message):
         ({"reliability": 0.5}, "num_tests: expected the number of test samples"),
         ({"reliability": 0, "num_tests": 5}, r"reliability: expected a number in \(0, 1\]"),
         ({"reliability": 0.5, "num_tests": 5, "lds": 2.0}, r"lds: expected a number in \[-1, 1\]"),
-        ({"reliability": 0.5, "num_tests": 5, "num_subsets": (2,)}, "num_subsets: expected a sequence of integers"),
-        ({"reliability": 0.5, "num_tests": 5, "num_runs": (0.5,)}, "num_runs: expected a sequence of integers"),
+        ({"reliability": 0.5, "num_tests": 5, "num_subsets": (2,)}, "num_subsets: expected an integer of at least 3"),
+        ({"reliability": 0.5, "num_tests": 5, "num_subsets": 50}, "num_subsets: expected a sequence of integers"),
+        ({"reliability": 0.5, "num_tests": 5, "num_runs": ()}, "num_runs: expected a sequence of integers"),
+        ({"reliability": 0.5, "num_tests": 5, "num_runs": (0.5,)}, "num_runs: expected an integer of at least 1"),
+        ({"reliability": 0.5, "num_tests": 5, "num_runs": (True,)}, "num_runs: expected an integer of at least 1"),
+        ({"reliability": 0.5, "num_tests": 0}, "num_tests: expected an integer of at least 1, got 0"),
     ],
 )
 def test_plan_options_are_checked(options, message):
     with pytest.raises(ValueError, match=message):
         plan_lds(**options)
+
+
+def test_plan_takes_what_lds_returns_and_integers_of_numpy():
+    signal, mask = normal(3, 20, 6), np.random.default_rng(4).random((40, 20)) < 0.5
+    runs = -(mask @ signal)[:, None] + 2 * normal(5, 40, 2, 6)
+    targets = Targets(torch.tensor(runs), torch.tensor(mask))
+    judged, interval = lds(signal, targets), lds_interval(signal, targets)
+    options = {"num_subsets": (50, 100), "num_runs": (1, 2)}
+    plan = plan_lds(targets, lds=judged.correlation, interval=interval, **options)
+    assert plan_lds(targets, lds=judged, interval=interval, **options) == plan  # p-values are not correlations
+    numpy = {name: np.array(counts) for name, counts in options.items()}
+    assert plan_lds(targets, lds=judged, interval=interval, num_tests=np.int64(6), **numpy) == plan
+
+
+def test_plan_says_that_it_is_rough_with_an_interval_without_ends():
+    without = ConfidenceInterval(0.4, float("nan"), float("nan"))
+    known = {"reliability": 0.5, "num_tests": 5}
+    for options in ({"lds": without}, {"interval": without}, {"lds": 0.4, "interval": without}):
+        plan = plan_lds(**known, **options)
+        assert plan == plan_lds(**known, lds=0.4) and plan.rough
+    with pytest.raises(TypeError, match=r"interval: expected the result of lds_interval, got tuple"):
+        plan_lds(**known, interval=(0.4, 0.3, 0.5))
 
 
 def test_share_needs_subsets():
@@ -636,3 +664,84 @@ def test_constant_scores_have_no_share_of_the_ceiling():
     targets = Targets(torch.randn(20, 2, 5, generator=generator), subsets)
     assert all(np.isnan(ceiling_share(torch.ones(10, 5), targets)))
     assert np.isfinite(ceiling_share(torch.rand(10, 5, generator=generator), targets).mean)
+
+
+def pilot_pair(generator, num_subsets, num_runs, num_tests=20):
+    """Two methods that see the truth with different noise, and targets of runs with a reliability of a half."""
+    signal, other, rest = np.random.default_rng(9).standard_normal((3, 60, num_tests))
+    mask = generator.permuted(np.tile(np.arange(60) < 30, (num_subsets, 1)), axis=1)
+    noise = generator.standard_normal((num_subsets, num_runs, num_tests))
+    values = -(mask @ signal)[:, None] + (60 / 4) ** 0.5 * noise
+    methods = signal + 0.6 * other, signal + 0.6 * other + 0.5 * rest
+    return *map(torch.tensor, methods), Targets(torch.tensor(values), torch.tensor(mask))
+
+
+@pytest.mark.parametrize("sizes", [(12, 2, 20), (30, 3, 7), (25, 2, 1)])
+def test_plan_of_a_comparison_has_the_interval_of_its_pilot(sizes):
+    a, b, targets = pilot_pair(np.random.default_rng(sizes[0]), *sizes)
+    (row,) = plan_comparison(a, b, targets, num_subsets=[sizes[0]], num_runs=[sizes[1]], confidence=0.9).rows
+    found = compare_lds(a, b, targets, confidence=0.9)
+    assert row.width == pytest.approx(found.high - found.low, rel=0.05)  # variances below 0 are 0 here
+    assert row.difference == pytest.approx((found.high + found.low) / 2)
+    (turned,) = plan_comparison(b, a, targets, num_subsets=[sizes[0]], num_runs=[sizes[1]], confidence=0.9).rows
+    assert turned == pytest.approx(row._replace(difference=-row.difference))
+
+
+def test_plan_of_a_comparison_says_what_comparisons_find():
+    generator = np.random.default_rng(0)
+    sizes = [(40, 1), (40, 3), (80, 1), (80, 2)]
+    said, found, power = {size: [] for size in sizes}, {size: [] for size in sizes}, {size: [] for size in sizes}
+    for _ in range(60):
+        a, b, pilot = pilot_pair(generator, 40, 2)
+        rows = {row[:2]: row for row in plan_comparison(a, b, pilot, num_subsets=(40, 80), num_runs=(1, 2, 3)).rows}
+        for size in sizes:
+            a, b, targets = pilot_pair(generator, *size)
+            result = compare_lds(a, b, targets)
+            found[size].append((result.high - result.low, result.difference, result.pvalue < 0.05))
+            said[size].append(rows[size][4:2:-1])
+            power[size].append(rows[size].power)
+    for size in sizes:
+        width, difference, excluded = np.mean(found[size], axis=0)
+        assert np.mean(said[size], axis=0) == pytest.approx([width, difference], rel=0.15)
+        assert abs(np.mean(power[size]) - excluded) < 0.2
+
+
+def test_plan_of_a_comparison_knows_what_more_test_samples_bring():
+    a, b, many = pilot_pair(np.random.default_rng(5), 40, 2, num_tests=200)
+    few = many.select(tests=range(50))
+    options = {"num_subsets": [40], "num_runs": [2]}
+    (said,) = plan_comparison(a[:, :50], b[:, :50], few, num_tests=np.int64(200), **options).rows
+    found = compare_lds(a, b, many)
+    assert said.width == pytest.approx(found.high - found.low, rel=0.15)
+
+
+def test_plan_of_a_comparison_leaves_out_what_is_undefined_and_takes_predictions():
+    a, b, targets = pilot_pair(np.random.default_rng(6), 20, 2)
+    options = {"num_subsets": [20, 50], "num_runs": [1, 2]}
+    expected = plan_comparison(a[:, 3:], b[:, 3:], targets.select(tests=slice(3, None)), **options)
+    constant = a.clone()
+    constant[:, :3] = 1
+    found = plan_comparison(constant, b, targets, **options)
+    np.testing.assert_allclose(found.rows, expected.rows)
+    said = [Predictions(targets.indices.double() @ scores) for scores in (a, b)]
+    assert plan_comparison(*said, targets, **options) == plan_comparison(a, b, targets, **options)
+    same = plan_comparison(a, 2 * a, targets, **options)
+    assert all(row.difference == row.width == row.power == 0 for row in same.rows)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a, b, t: plan_comparison(a[:, :3], b, t), "^a: expected shape"),
+        (lambda a, b, t: plan_comparison(a, b * torch.nan, t), "^b: NaN or infinity"),
+        (lambda a, b, t: plan_comparison(a, b, t.select(subsets=range(4))), "targets: .*at least 5 subsets, got 4"),
+        (lambda a, b, t: plan_comparison(a, b, Targets(t.values[:, :1], t.indices)), "two or more runs per subset"),
+        (lambda a, b, t: plan_comparison(a * 0, b, t), "a, b: no test sample"),
+        (lambda a, b, t: plan_comparison(a, b, t, num_subsets=[4]), "num_subsets: expected an integer of at least 5"),
+        (lambda a, b, t: plan_comparison(a, b, t, num_tests=0), "num_tests: expected an integer of at least 1"),
+        (lambda a, b, t: plan_comparison(a, b, t, confidence=95), "confidence: expected a number"),
+    ],
+)
+def test_bad_input_of_a_plan_of_a_comparison_is_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        change(*pilot_pair(np.random.default_rng(7), 12, 2))

@@ -12,6 +12,9 @@ import numpy as np
 import scipy.stats
 import torch
 
+from ..model_util.seeds import check_seed
+from ..model_util.validation import is_number
+
 # %% auto #0
 __all__ = ['flip_by_matrix', 'add_feature_noise', 'Copies', 'add_duplicates', 'Shortcut', 'Planted', 'plant_shortcut',
            'PlantCheck', 'plant_check']
@@ -47,6 +50,11 @@ def check_samples(name: str, values: Any) -> None:
     if values.ndim == 0:
         raise ValueError(f"{name}: expected samples, shape (num_samples, ...), got a single number")
 
+# %% ../../nbs/benchmark/15_noise.ipynb #newgen
+def generator_of(seed: Any) -> np.random.Generator:
+    """A generator for a seed, or with a random one for None; `ValueError` naming the argument otherwise."""
+    return np.random.default_rng(check_seed(seed))
+
 # %% ../../nbs/benchmark/15_noise.ipynb #955265eb
 def labels_of(label: Any) -> np.ndarray:
     """Labels as a numpy array; `ValueError` unless there is one per sample."""
@@ -58,7 +66,7 @@ def labels_of(label: Any) -> np.ndarray:
 # %% ../../nbs/benchmark/15_noise.ipynb #2c8c2ccb
 def drawn(count: int, p: float, generator: np.random.Generator) -> np.ndarray:
     """Exactly ``int(p * count)`` distinct positions, ascending; `ValueError` if `p` is not a share."""
-    if not 0 <= p <= 1:
+    if not is_number(p) or not 0 <= p <= 1:
         raise ValueError(f"p: expected a share in [0, 1], got {p!r}")
     return np.sort(generator.choice(count, int(p * count), replace=False))
 
@@ -119,7 +127,7 @@ def flip_by_matrix(
             f"label: {original[first]} at sample {first} has no row in matrix, whose {len(space)} rows are for the "
             f"labels {space.tolist()}; pass a row for each label, and label_space if they are not 0, 1, 2 ..."
         )
-    generator = np.random.default_rng(seed)
+    generator = generator_of(seed)
     given = original.copy()
     for own, row in zip(space, shares, strict=True):
         members = np.flatnonzero(original == own)
@@ -218,11 +226,11 @@ def add_feature_noise(
             f"inputs: expected floating-point numbers, got dtype {values.dtype}; noise on integers would be rounded; "
             "pass inputs.float() or inputs.astype('float32')"
         )
-    if not (np.isfinite(scale) and scale >= 0):
+    if not (is_number(scale) and np.isfinite(scale) and scale >= 0):
         raise ValueError(f"scale: expected 0 or more standard deviations, got {scale!r}")
     if not np.isfinite(values).all():
         raise ValueError(f"inputs: NaN or infinity in sample {int(np.argwhere(~np.isfinite(values))[0][0])}")
-    generator = np.random.default_rng(seed)
+    generator = generator_of(seed)
     indices = drawn(len(values), p, generator)
     if not len(indices):
         return changed(inputs, indices, values[indices]), []
@@ -284,7 +292,7 @@ def add_duplicates(*tensors: Values, p: float = 0.1, seed: int | None = None) ->
     lengths = [len(values) for values in tensors]
     if len(set(lengths)) != 1:
         raise ValueError(f"tensors: expected one or more of the same length, got {len(lengths)} of lengths {lengths}")
-    originals = drawn(lengths[0], p, np.random.default_rng(seed))
+    originals = drawn(lengths[0], p, generator_of(seed))
     pairs = [(lengths[0] + number, original) for number, original in enumerate(originals.tolist())]
     return Copies(tuple(_appended(values, originals) for values in tensors), pairs)
 
@@ -429,7 +437,7 @@ def plant_shortcut(
     wanted = numpy_of(target)
     if wanted.ndim != 0 or not (labels == wanted).any():
         raise ValueError(f"target: {target} is none of the labels {np.unique(labels)[:20].tolist()}")
-    indices = drawn(len(labels), p, np.random.default_rng(seed))
+    indices = drawn(len(labels), p, generator_of(seed))
     at = torch.from_numpy(indices).to(inputs.device) if isinstance(inputs, torch.Tensor) else indices
     carriers = shortcut.apply(inputs[at])
     return Planted(

@@ -17,6 +17,7 @@ from dattri.benchmark.noise import (
     changed,
     drawn,
     flip_by_matrix,
+    generator_of,
     labels_of,
     numpy_of,
     plant_check,
@@ -91,7 +92,7 @@ def flip_label(
     >>> torch.zeros(6).index_fill(0, torch.tensor(indices), 1)  # ground truth of mislabel_detection_auc
     tensor([0., 0., 0., 1., 1., 1.])
     """
-    original, generator = labels_of(label), np.random.default_rng(seed)
+    original, generator = labels_of(label), generator_of(seed)
     indices = drawn(len(original), p, generator)
     space = original if label_space is None else numpy_of(label_space)
     if space.ndim != 1:

@@ -15,7 +15,7 @@ import numpy as np
 import scipy.special
 import torch
 
-from .correlation import RankedPair, ranked_pair, ranks, spearman
+from .correlation import Correlation, RankedPair, ranked_pair, ranks, spearman
 from .display import Table
 from .inputs import as_real_tensor
 from dattri.metric.jackknife import (
@@ -29,12 +29,13 @@ from dattri.metric.jackknife import (
     quantile,
     rank_left_out,
 )
-from .uncertainty import ConfidenceInterval
+from .uncertainty import ConfidenceInterval, difference_interval, named_pair
 from ..model_util.threads import single_thread
-from ..model_util.validation import is_number
+from ..model_util.validation import check_int, is_number
 
 # %% auto #0
-__all__ = ['Ceiling', 'lds_ceiling', 'ceiling_share', 'PlanRow', 'RetrainingPlan', 'plan_lds']
+__all__ = ['Ceiling', 'lds_ceiling', 'ceiling_share', 'PlanRow', 'RetrainingPlan', 'plan_lds', 'ComparisonPlanRow',
+           'ComparisonPlan', 'plan_comparison']
 
 # %% ../../nbs/metric/10_ceiling.ipynb #7a7ff254
 class Ceiling(NamedTuple):
@@ -60,7 +61,8 @@ def lds_ceiling(targets: Any, *, confidence: float = 0.95) -> Ceiling:
     correlation between runs over the subsets) gives the reliability of one run, and the Spearman-Brown formula that of
     the mean over R runs. Its square root, converted to Spearman's scale, is the ceiling. This is exact for normal
     values. For the shape found in the targets (long tails, skewed truth), the ratio to normal values is estimated by
-    deconvolving the noise, and multiplied in.
+    deconvolving the noise, and multiplied in. If the noise has long tails and depends on the truth, as in the losses of
+    small networks, the ceiling can be a few hundredths too high.
 
     Parameters
     ----------
@@ -530,17 +532,9 @@ def ceiling_share(score: Any, targets: Any, *, confidence: float = 0.95) -> Conf
     True
     """
     check_confidence(confidence)
-    if not all(hasattr(targets, part) and not callable(getattr(targets, part)) for part in ("values", "indices")):
-        raise TypeError(
-            f"targets: expected an object with .values and .indices, such as calculate_targets returns, got "
-            f"{type(targets).__name__}"
-        )
-    runs = _runs_of(targets)
-    truth = -runs.double().mean(1)
+    runs, truth = _runs_and_truth(targets)
     with single_thread():
-        reached = rank_left_out(
-            ranked_pair(score, (truth.to(runs.dtype) if runs.is_floating_point() else truth, targets.indices))
-        )
+        reached = rank_left_out(ranked_pair(score, truth))
         known = ~reached.without.isnan().any(1).cpu() & ~reached.whole.isnan().cpu()
         if not bool(known.any()):
             return ConfidenceInterval(math.nan, math.nan, math.nan)
@@ -551,6 +545,18 @@ def ceiling_share(score: Any, targets: Any, *, confidence: float = 0.95) -> Conf
     chosen = known.nonzero()[:, 0][agreement.known.cpu()]
     mine = LeftOut(*(part.cpu()[chosen].clamp(-1, 1) for part in reached))
     return _share(mine, LeftOut(*(part.cpu() for part in agreement.left_out)), model, confidence)
+
+
+def _runs_and_truth(targets: Any) -> tuple[torch.Tensor, tuple[torch.Tensor, Any]]:
+    """Targets of each run, checked, and minus their mean over the runs with the subsets, for `lds`."""
+    if not all(hasattr(targets, part) and not callable(getattr(targets, part)) for part in ("values", "indices")):
+        raise TypeError(
+            f"targets: expected an object with .values and .indices, such as calculate_targets returns, got "
+            f"{type(targets).__name__}"
+        )
+    runs = _runs_of(targets)
+    truth = -runs.double().mean(1)
+    return runs, (truth.to(runs.dtype) if runs.is_floating_point() else truth, targets.indices)
 
 
 def _share(reached: LeftOut, agreed: LeftOut, model: _Model, confidence: float) -> ConfidenceInterval:
@@ -650,7 +656,7 @@ def plan_lds(
     targets: Any = None,
     *,
     reliability: float | None = None,
-    lds: float | torch.Tensor | ConfidenceInterval | None = None,
+    lds: float | torch.Tensor | Correlation | ConfidenceInterval | None = None,
     interval: ConfidenceInterval | None = None,
     num_tests: int | None = None,
     num_subsets: Sequence[int] = (25, 50, 100, 200, 400),
@@ -665,15 +671,15 @@ def plan_lds(
         A pilot, as for `lds_ceiling`; 2 runs of 20 subsets are enough.
     reliability : float, optional
         Instead of `targets`: reliability of one run, in (0, 1], for example from another setting.
-    lds : float, tensor of shape (num_test,) or ConfidenceInterval, optional
-        LDS of the method against the mean over the runs of `targets`, or against one run with `reliability`. A tensor,
-        as returned by `lds`, also gives its variation among test samples; for a number, 0.3 on Fisher's scale is
-        assumed. From an interval alone, the LDS is assumed to vary among test samples as the ceiling does. Default:
-        unknown; the width is then that around an LDS of 0, the widest.
+    lds : float, tensor of shape (num_test,), Correlation or ConfidenceInterval, optional
+        LDS of the method against the mean over the runs of `targets`, or against one run with `reliability`. The result
+        of `lds`, or its tensor ``correlation``, also gives the variation among test samples; for a number, 0.3 on
+        Fisher's scale is assumed. From an interval alone, the LDS is assumed to vary among test samples as the ceiling
+        does. Default: unknown; the width is then that around an LDS of 0, the widest.
     interval : ConfidenceInterval, optional
         Result of `lds_interval` for the method and the mean over the runs of `targets`, with the same confidence. Its
-        width is the method's own. Best is to pass it together with the tensor `lds`: the part of the width that is due
-        to the choice of test samples then stays the same with more subsets.
+        width is the method's own. Best is to pass it together with the result of `lds`: the part of the width that is
+        due to the choice of test samples then stays the same with more subsets.
     num_tests : int, optional
         Number of test samples. Default: as in `targets`.
     num_subsets, num_runs : sequence of int
@@ -697,6 +703,7 @@ def plan_lds(
     --------
     lds_ceiling : The ceiling of the given targets.
     lds_interval : The interval whose width is planned.
+    plan_comparison : The same for the difference between two methods.
     retrain_lds : Trains the models.
 
     Examples
@@ -710,18 +717,13 @@ def plan_lds(
     The widths are rough: pass interval=lds_interval(score, ground_truth) of your method.
     """
     check_confidence(confidence)
-    for name, counts, least in (("num_subsets", num_subsets, 3), ("num_runs", num_runs, 1)):
-        sized = isinstance(counts, (Sequence, range)) and len(counts) > 0
-        if not sized or any(isinstance(x, bool) or not isinstance(x, int) or x < least for x in counts):
-            raise ValueError(f"{name}: expected a sequence of integers of at least {least}, got {counts!r}")
+    num_subsets, num_runs = _counts("num_subsets", num_subsets, 3), _counts("num_runs", num_runs, 1)
     model, tests, count = _plan_model(targets, reliability)
-    tests = num_tests if num_tests is not None else tests
-    if isinstance(tests, bool) or not isinstance(tests, int) or tests < 1:
-        raise ValueError(
-            f"num_tests: expected the number of test samples, at least 1, got {tests!r}; it is required without targets"
-        )
-    if isinstance(lds, ConfidenceInterval):
-        interval, lds = lds, None
+    if num_tests is not None:
+        tests = check_int("num_tests", num_tests, 1)
+    if tests is None:
+        raise ValueError("num_tests: expected the number of test samples; it is required without targets")
+    lds, interval = _lds_and_interval(lds, interval)
     known = interval.mean if lds is None and interval is not None else lds
     level, spread = _level(known, count)
     if lds is None and interval is not None and targets is not None:
@@ -763,6 +765,24 @@ def _plan_model(targets: Any, reliability: float | None) -> tuple[_Model, int | 
         raise ValueError(f"reliability: expected a number in (0, 1], that of one run, got {reliability!r}")
     nothing = Estimate(math.nan, math.nan, math.nan, math.nan, math.nan, math.nan)
     return _Model(float(_spearman_of(reliability)), 0.0, 1, nothing, _SHARED), None, math.inf
+
+
+def _counts(name: str, counts: Any, least: int) -> list[int]:
+    """Integers to tabulate, checked."""
+    if isinstance(counts, str) or not hasattr(counts, "__len__") or not len(counts):
+        raise ValueError(f"{name}: expected a sequence of integers of at least {least}, got {counts!r}")
+    return [check_int(name, count, least) for count in counts]
+
+
+def _lds_and_interval(lds: Any, interval: Any) -> tuple[Any, ConfidenceInterval | None]:
+    """The LDS as a number or a tensor, and the interval if it has ends."""
+    if interval is not None and not isinstance(interval, ConfidenceInterval):
+        raise TypeError(f"interval: expected the result of lds_interval, got {type(interval).__name__}")
+    if isinstance(lds, ConfidenceInterval):
+        interval, lds = lds, None
+    if interval is not None and math.isnan(interval.high):
+        return (interval.mean if lds is None else lds), None
+    return (lds.correlation if isinstance(lds, Correlation) else lds), interval
 
 
 class _Spread(NamedTuple):
@@ -821,14 +841,183 @@ def _shared_by(
 
 def _width(value: float, varied: float, shared: float, sizes: tuple[int, int], confidence: float) -> float:
     """Width of the interval of a mean LDS with this many subsets and test samples."""
-    num_subsets, num_tests = sizes
-    chance = float(_chance(value, num_subsets))
-    both = chance * (1 - shared) / num_tests
-    units, tests = chance * shared + both, (varied / num_tests + both) if num_tests > 1 else 0.0
-    variance = units + tests - (both if num_tests > 1 else 0.0)
-    degrees: float = num_subsets - 1
-    if num_tests > 1:
-        spread = units**2 / degrees + tests**2 / (num_tests - 1) + both**2 / (degrees * (num_tests - 1))
-        degrees = max(variance**2 / spread, 1.0) if spread > 0 else math.inf
-    low, high = fisher_interval(value, Estimate(value, variance, degrees, units, tests, both), confidence)
+    chance = float(_chance(value, sizes[0])) * sizes[0]
+    estimate = _estimate(value, chance * shared, varied, chance * (1 - shared), sizes)
+    low, high = fisher_interval(value, estimate, confidence)
     return high - low
+
+
+def _estimate(mean: float, common: float, varied: float, own: float, sizes: tuple[int, int]) -> Estimate:
+    """A mean over subsets and test samples, from the variances of one subset, one test sample and one of both."""
+    num_subsets, num_tests = sizes
+    both = own / (num_subsets * num_tests)
+    units = common / num_subsets + both
+    if num_tests == 1:
+        return Estimate(mean, units, num_subsets - 1, units, 0.0, 0.0)
+    tests = varied / num_tests + both
+    variance, degrees = units + tests - both, (num_subsets - 1) * (num_tests - 1)
+    spread = units**2 / (num_subsets - 1) + tests**2 / (num_tests - 1) + both**2 / degrees
+    freedom = max(variance**2 / spread, 1.0) if spread > 0 else math.inf
+    return Estimate(mean, variance, freedom, units, tests, both)
+
+# %% ../../nbs/metric/10_ceiling.ipynb #plancmp2
+class ComparisonPlanRow(NamedTuple):
+    """One allocation of models, with the expected difference, the width of its interval, and the power.
+
+    Attributes
+    ----------
+    num_subsets, num_runs, models : int
+        Numbers of subsets and of runs per subset, and their product.
+    difference : float
+        Expected difference of mean LDS, in [-2, 2].
+    width : float
+        Expected width of the interval of `compare_lds`, from end to end.
+    power : float
+        Probability that this interval excludes 0, in [0, 1], if the true difference is the expected one.
+    """
+
+    num_subsets: int
+    num_runs: int
+    models: int
+    difference: float
+    width: float
+    power: float
+
+# %% ../../nbs/metric/10_ceiling.ipynb #plancmp3
+@dataclass(frozen=True, repr=False)
+class ComparisonPlan(Table):
+    """Expected results for numbers of subsets and runs; `rows` holds one `ComparisonPlanRow` each, `print` a table."""
+
+    rows: tuple[ComparisonPlanRow, ...]
+    num_tests: int
+    confidence: float
+
+    def _cells(self) -> list[list[str]]:
+        head = ["subsets", "runs", "models", "difference", f"width of the {self.confidence:.0%} interval", "power"]
+        counts = [[f"{count:,}" for count in row[:3]] for row in self.rows]
+        values = [[f"{row.difference:.3f}", f"{row.width:.3f}", f"{row.power:.0%}"] for row in self.rows]
+        return [head, *(left + right for left, right in zip(counts, values, strict=True))]
+
+# %% ../../nbs/metric/10_ceiling.ipynb #plancmp4
+def plan_comparison(
+    a: Any,
+    b: Any,
+    targets: Any,
+    *,
+    num_tests: int | None = None,
+    num_subsets: Sequence[int] = (25, 50, 100, 200, 400),
+    num_runs: Sequence[int] = (1, 2, 3, 5),
+    confidence: float = 0.95,
+) -> ComparisonPlan:
+    """Expected interval of the difference between two methods with more subsets, or more runs per subset.
+
+    Parameters
+    ----------
+    a, b : tensor, shape (num_train, num_test)
+        Scores of the two methods, each as for `lds`.
+    targets : object with ``.values`` and ``.indices``
+        A pilot, as for `ceiling_share`: 2 runs or more of 5 subsets or more; 20 or more are better.
+    num_tests : int, optional
+        Number of test samples. Default: as in `targets`.
+    num_subsets, num_runs : sequence of int
+        Values to tabulate: at least 5 subsets, at least 1 run.
+    confidence : float
+        Of the interval, in (0, 1).
+
+    Returns
+    -------
+    ComparisonPlan
+        ``rows`` with ``num_subsets``, ``num_runs``, ``models`` (their product), the expected ``difference`` over
+        infinitely many subsets, the ``width`` of the interval of `compare_lds`, and the ``power``: how likely it
+        excludes 0, if the true difference is the one that the pilot shows. ``print`` shows a table.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `compare_lds` and `ceiling_share`; also if nothing can be compared, or an option is out of range.
+
+    See Also
+    --------
+    compare_lds : The interval that is planned.
+    plan_lds : The same for one method.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from dattri import Targets
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> truth = torch.randn(40, 20, generator=generator)  # true effects (train, test)
+    >>> subsets = torch.stack([torch.randperm(40, generator=generator)[:20] for _ in range(30)])
+    >>> effect = -truth[subsets].sum(1)  # a loss falls with helpful samples
+    >>> targets = Targets(effect[:, None] + 3 * torch.randn(30, 2, 20, generator=generator), subsets)
+    >>> a, b = (truth + noise * torch.randn(40, 20, generator=generator) for noise in (1, 1.5))
+    >>> print(plan_comparison(a, b, targets, num_subsets=(30, 120), num_runs=(1, 2)))
+    subsets  runs  models  difference  width of the 95% interval  power
+    30       1     30      0.071       0.195                      28%
+    30       2     60      0.082       0.186                      40%
+    120      1     120     0.071       0.102                      79%
+    120      2     240     0.082       0.101                      90%
+    """
+    check_confidence(confidence)
+    num_subsets, num_runs = _counts("num_subsets", num_subsets, 5), _counts("num_runs", num_runs, 1)
+    pilot = _pilot_of(a, b, targets)
+    tests = pilot.sizes[1] if num_tests is None else check_int("num_tests", num_tests, 1)
+    rows = []
+    for subsets, number in product(num_subsets, num_runs):
+        estimate = pilot.estimate_of((subsets, tests), number)
+        low, high, _ = difference_interval(estimate, confidence)
+        error = math.sqrt(estimate.variance)
+        distance = abs(estimate.mean) / error - quantile(estimate, confidence) if error > 0 else math.inf
+        power = float(scipy.special.stdtr(estimate.degrees, distance)) if estimate.mean else 0.0
+        rows.append(ComparisonPlanRow(subsets, number, subsets * number, estimate.mean, high - low, power))
+    return ComparisonPlan(tuple(rows), tests, confidence)
+
+# %% ../../nbs/metric/10_ceiling.ipynb #plancmp5
+class _Pilot(NamedTuple):
+    """Two methods on a pilot: mean LDS of each, correlation of their predictions, and parts of the difference."""
+
+    levels: tuple[float, float]
+    alike: float
+    estimate: Estimate
+    sizes: tuple[int, int]
+    model: _Model
+
+    def estimate_of(self, sizes: tuple[int, int], num_runs: int) -> Estimate:
+        """Difference with other numbers of subsets and test samples, and of runs."""
+        model, (units, tests, both), (num_subsets, num_tests) = self.model, self.estimate[3:], self.sizes
+        present, wanted = (model.mean(model.agreement, number) for number in (model.num_runs, num_runs))
+        rise = wanted / present if present > 0 else 1.0
+        now, then = (_chance_of_difference(*self.levels, self.alike, factor) for factor in (1.0, rise))
+        chance = then / now if now > 0 else 1.0
+        mean = min(max(rise * self.estimate.mean, -2.0), 2.0)
+        return _estimate(
+            mean, chance * max(units - both, 0.0) * num_subsets, rise**2 * max(tests - both, 0.0) * num_tests,
+            chance * both * num_subsets * num_tests, sizes,
+        )
+
+
+def _pilot_of(a: Any, b: Any, targets: Any) -> _Pilot:
+    """What targets say of the difference between two methods, over the test samples where both are defined."""
+    runs, truth = _runs_and_truth(targets)
+    if len(runs) < 5:
+        raise ValueError(f"targets: a comparison needs at least 5 subsets, got {len(runs)}; 20 or more are better")
+    with single_thread():
+        pairs = [named_pair(name, score, truth) for name, score in (("a", a), ("b", b))]
+        left = [LeftOut(*(part.cpu() for part in rank_left_out(pair))) for pair in pairs]
+        known = torch.stack([~part.whole.isnan() & ~part.without.isnan().any(1) for part in left]).all(0)
+        model = _model_of(_agreement(runs[:, :, known.to(runs.device)])) if bool(known.any()) else None
+    if model is None:
+        raise ValueError("a, b: no test sample has an LDS of both methods and runs that vary; nothing can be planned")
+    first, second = (LeftOut(part.whole[known].clamp(-1, 1), part.without[known].clamp(-1, 1)) for part in left)
+    alike = float(spearman(*(pair.predicted.cpu()[known] for pair in pairs)).mean())
+    levels = float(first.whole.mean()), float(second.whole.mean())
+    estimate = crossed([pseudo_values(first) - pseudo_values(second)])
+    return _Pilot(levels, alike, estimate, (len(runs), int(known.sum())), model)
+
+
+def _chance_of_difference(first: float, second: float, alike: float, rise: float) -> float:
+    """Variance of a difference of two dependent correlations, but for a factor; both are scaled."""
+    x, y = (min(max(rise * value, -0.999), 0.999) for value in (first, second))
+    rest = 1 - x**2 - y**2
+    common = alike * rest - x * y * (rest - alike**2) / 2
+    return max((1 - x**2) ** 2 + (1 - y**2) ** 2 - 2 * common, 0.0)

@@ -176,8 +176,10 @@ def removal_test(
     direction : {"helpful", "harmful", "both"}
         Whether to remove the samples with the largest scores, with the smallest, or each in turn.
     controls : Targets, optional
-        An existing bank of the same training function, data and test samples, trained with `shared_seed`. Its subsets
-        that leave out as many samples as a fraction serve as controls; only the others are trained.
+        An existing bank of the same training function, data and test samples, trained with `shared_seed` and with the
+        `seed` that is given here, so that its models differ from the others only in their data. Its subsets that leave
+        out as many samples as a fraction serve as controls, with their first `num_runs` runs; only the others are
+        trained.
     confidence : float
         Confidence of the intervals, in (0, 1). They account for the draw of test samples and of controls.
     seed : int, optional
@@ -237,7 +239,7 @@ def removal_test(
     home = checked_home(path)
     banks = _Banks.of(
         train_func, dataloader, target_func, test_dataloader, home, tests, check_int("num_runs", num_runs, 1),
-        _recorded_seed(home, seed), n_jobs, devices,
+        _recorded_seed(home, seed, controls), n_jobs, devices,
     )
     sizes, fractions = _sizes(fractions, banks.num_train), list(fractions)
     directions = _directions(direction)
@@ -389,9 +391,14 @@ def _folder_name(method: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "_", method).lstrip(".")[:255] or "_"
 
 
-def _recorded_seed(home: Path, seed: int | None) -> int:
-    """The user's seed, or the recorded one."""
+def _recorded_seed(home: Path, seed: int | None, controls: Any = None) -> int:
+    """The user's seed, or the recorded one; `ValueError` if it would be drawn beside a bank of controls."""
     known = seed is None and (home / "full" / "metadata.yml").exists()
+    if controls is not None and seed is None and not known:
+        raise ValueError(
+            "seed: got None and controls, whose models differ from the others only in their data if all have one seed; "
+            "pass the seed that the bank of controls was trained with"
+        )
     return read_metadata(home / "full")["seed"] if known else check_seed(seed)
 
 
@@ -402,10 +409,15 @@ def _usable(controls: Targets | None, banks: _Banks, size: int) -> torch.Tensor:
     if not isinstance(controls, Targets) or controls.values.shape[2] != banks.num_test:
         got = f"those of {controls.values.shape[2]}" if isinstance(controls, Targets) else type(controls).__name__
         raise ValueError(f"controls: expected Targets of the {banks.num_test} test samples of the loader, got {got}")
-    subsets = read_subsets(controls.indices)
-    if subsets.high >= banks.num_train:
+    if controls.values.shape[1] < banks.num_runs:
         raise ValueError(
-            f"controls: they name position {subsets.high}, but there are {banks.num_train} training samples"
+            f"controls: expected {banks.num_runs} runs or more of each subset (num_runs), got "
+            f"{controls.values.shape[1]}; train more runs of the bank, or pass a smaller num_runs"
+        )
+    subsets = read_subsets(controls.indices)
+    if subsets.high >= banks.num_train or (subsets.is_mask and subsets.high + 1 < banks.num_train):
+        raise ValueError(
+            f"controls: their last position is {subsets.high}, but there are {banks.num_train} training samples"
         )
     fits = torch.tensor([left == banks.num_train - size for left in subsets.sizes()])
     if not bool(fits.any()):
@@ -414,7 +426,7 @@ def _usable(controls: Targets | None, banks: _Banks, size: int) -> torch.Tensor:
             f"controls: no subset leaves out {size} samples, so all controls of this size are trained; they leave out "
             f"{', '.join(map(str, left_out[:5]))}{' ...' * (len(left_out) > 5)}", stacklevel=4,
         )
-    return controls.values[fits].double().mean(1)[:, banks.tests]
+    return controls.values[fits, : banks.num_runs].double().mean(1)[:, banks.tests]
 
 # %% ../../nbs/metric/14_removal.ipynb #993f1ab5
 def _sizes(fractions: Sequence[float], num_train: int) -> list[int]:
@@ -461,7 +473,7 @@ def _order(name: str, score: Any, banks: _Banks) -> np.ndarray:
     order = np.empty((len(banks.tests), banks.num_train), dtype=np.int32)
     place = {test: row for row, test in enumerate(banks.tests)}
     try:
-        for block in Scores(score).blocks(banks.num_test, 0, banks.num_train - 1):
+        for block in Scores(score).blocks(banks.num_test):
             if block.shape[0] != banks.num_train:
                 raise ValueError(
                     f"score: it has {block.shape[0]} rows, but the dataloader holds {banks.num_train} training samples"
@@ -474,7 +486,8 @@ def _order(name: str, score: Any, banks: _Banks) -> np.ndarray:
                 keys = (column.double() if column.is_floating_point() else column.long()).numpy()
                 order[place[test]] = np.lexsort((generator.permutation(banks.num_train), keys))[::-1]
     except (TypeError, ValueError) as error:
-        raise type(error)(f"scores, {name!r}: {str(error).removeprefix('score: ')}") from None
+        message = str(error).removeprefix("score: ").replace("of the ground truth", "of test_dataloader")
+        raise type(error)(f"scores, {name!r}: {message}") from None
     return order
 
 # %% ../../nbs/metric/14_removal.ipynb #5c95ad15

@@ -155,6 +155,7 @@ def compare_lds(
     See Also
     --------
     lds_interval : The interval of one method.
+    plan_comparison : How many models show a difference.
     evaluate : Compare many methods on a benchmark.
 
     Examples
@@ -173,11 +174,11 @@ def compare_lds(
     """
     check_confidence(confidence)
     with single_thread():
-        first, second = (rank_left_out(_named_pair(*named, ground_truth)) for named in (("a", a), ("b", b)))
+        first, second = (rank_left_out(named_pair(*named, ground_truth)) for named in (("a", a), ("b", b)))
     return _compared(first, LeftOut(*(part.to(first.whole.device) for part in second)), confidence)
 
-
-def _named_pair(name: str, score: Any, ground_truth: Any) -> RankedPair:
+# %% ../../nbs/metric/03_uncertainty.ipynb #pairs1
+def named_pair(name: str, score: Any, ground_truth: Any) -> RankedPair:
     """As `ranked_pair`; an error about the scores calls them by name."""
     with _called(name):
         return ranked_pair(score, ground_truth)
@@ -204,10 +205,10 @@ def _compared(a: LeftOut, b: LeftOut, confidence: float) -> Comparison:
     pair = [LeftOut(part.whole[known].clamp(-1, 1), part.without[known].clamp(-1, 1)) for part in (a, b)]
     estimate = crossed([pseudo_values(pair[0]) - pseudo_values(pair[1])])
     difference = float((pair[0].whole - pair[1].whole).mean())
-    return Comparison(difference, *_difference_interval(estimate, confidence))
+    return Comparison(difference, *difference_interval(estimate, confidence))
 
-
-def _difference_interval(estimate: Estimate, confidence: float, most: float = 2.0) -> tuple[float, float, float]:
+# %% ../../nbs/metric/03_uncertainty.ipynb #pairs2
+def difference_interval(estimate: Estimate, confidence: float, most: float = 2.0) -> tuple[float, float, float]:
     """Ends and two-sided p-value of a difference, by default of correlations, which is at most 2."""
     centre, error = min(max(estimate.mean, -most), most), math.sqrt(estimate.variance)
     if error == 0:
@@ -274,7 +275,7 @@ def compare_targets(a: Any, b: Any, *, confidence: float = 0.95) -> Comparison:
     second = second.to(first.device)
     scale = float(torch.maximum(first.abs().max(), second.abs().max())) or 1.0  # against over- and underflow
     estimate = crossed([(first / scale - second / scale).T])
-    low, high, pvalue = _difference_interval(estimate, confidence, most=math.inf)
+    low, high, pvalue = difference_interval(estimate, confidence, most=math.inf)
     return Comparison(scale * estimate.mean, scale * low, scale * high, pvalue)
 
 
@@ -433,7 +434,7 @@ def compare_mislabel(a: Any, b: Any, ground_truth: Any, *, confidence: float = 0
         return Comparison(0.0, 0.0, 0.0, 1.0)
     spreads = [float(part.var()) for part in apart]
     estimate = _two_classes(difference, spreads, sizes, _half_observation(first, second))
-    low, high, pvalue = _difference_interval(estimate, confidence)
+    low, high, pvalue = difference_interval(estimate, confidence)
     return Comparison(difference, max(low, -1.0), min(high, 1.0), pvalue)
 
 # %% ../../nbs/metric/03_uncertainty.ipynb #26462f94

@@ -317,7 +317,8 @@ def _rows(subsets: Any) -> list[np.ndarray]:
             "subsets: expected lists of positions, one per subset, or a boolean mask of shape (num_subsets, "
             f"num_train), got {got}"
         )
-    rows = [np.asarray(row.detach().cpu() if isinstance(row, torch.Tensor) else row) for row in subsets]
+    listed = [sorted(row) if isinstance(row, (set, frozenset)) else row for row in subsets]
+    rows = [np.asarray(row.detach().cpu() if isinstance(row, torch.Tensor) else row) for row in listed]
     if rows and all(row.ndim == 0 for row in rows):
         raise ValueError(
             f"subsets: expected a list of lists of positions, got one list; for one subset pass [{list(subsets)!s:.60}]"
@@ -352,9 +353,10 @@ def _mask_of(subset: int, row: np.ndarray, data_length: int) -> np.ndarray:
     mask[row] = True
     if np.count_nonzero(mask) < len(row):
         positions, counts = np.unique(row, return_counts=True)
+        hint = ". If the rows are a mask, pass it as booleans, with one column per sample" if row.max() <= 1 else ""
         raise ValueError(
             f"subsets: subset {subset} names position {positions[counts > 1][0]} more than once; a model is trained on "
-            "each sample once"
+            f"each sample once{hint}"
         )
     return mask
 
