@@ -308,7 +308,7 @@ _FIELDS: dict[str, type] = {
     "method": str, "metric": str, "error": str, "is_best": bool, "num_checkpoints": int, "num_undefined": int,
 }
 
-
+# %% ../../nbs/benchmark/17_leaderboard.ipynb #new_typed
 def typed(name: str, value: Any, kind: type) -> Any:
     """A value of a JSON file in its type; `TypeError` if it has another."""
     if kind is float and not isinstance(value, bool) and isinstance(value, (int, float, type(None))):
