@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 # %% auto #0
 __all__ = []
@@ -138,7 +139,9 @@ def demo(
     result = run_demo(out, num_subsets=num_subsets, num_removed=num_removed, n_jobs=n_jobs)
     picture = out / "demo.png"
     save_figure(draw(result), picture)
-    typer.echo(f"\n{result.board}\n\nPicture: {picture}\n{folder_contents(out / 'benchmark' / 'digits_lr')}")
+    typer.echo()
+    _show(result.board)
+    typer.echo(f"\nPicture: {picture}\n{folder_contents(out / 'benchmark' / 'digits_lr')}")
 
 # %% ../nbs/cli.ipynb #adac6d11
 Model = Annotated[str, typer.Option(help="Model of the setting; see `dattri list`.")]
@@ -326,7 +329,18 @@ def _named_files(scores: list[str]) -> dict[str, Path]:
     return named
 
 
-@app.command()
+class _WithBaselines(TyperCommand):
+    """A command whose option --baselines may stand alone, for all of them."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Options with the value that may be omitted."""
+        given: list[str] = []
+        for part, after in zip(args, [*args[1:], "--"], strict=True):
+            given += [part, "all"] if part == "--baselines" and after.startswith("-") else [part]
+        return super().parse_args(ctx, given)
+
+
+@app.command(cls=_WithBaselines)
 @_one_line_errors()
 def leaderboard(
     model: ModelOrTruth = None,
@@ -344,7 +358,10 @@ def leaderboard(
     ] = None,
     ground_truth: TruthFile = None,
     baselines: Annotated[
-        str, typer.Option(help="Baselines to include: some (random scores, gradient dot product), all, or none.")
+        str,
+        typer.Option(
+            help="Baselines to include: some (random scores, gradient dot product), all, or none. Alone: all.",
+        ),
     ] = "some",
     out: Annotated[
         Path | None,
@@ -385,7 +402,7 @@ def leaderboard(
         leaderboard_from(published, benchmark=setting, scores=methods, **options)
         if published else judge_all(methods, setting, **options)
     )
-    typer.echo(board.to_json() if as_json else str(board))
+    _show(board.to_json() if as_json else board)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         board.save(out)
@@ -393,6 +410,16 @@ def leaderboard(
         raise typer.Exit(1)
 
 # %% ../nbs/cli.ipynb #34be652f
+def _show(result: Any) -> None:
+    """Print a result: by rich if it has tables and a terminal shows them, otherwise as plain text."""
+    if hasattr(result, "__rich__") and sys.stdout.isatty():
+        from rich import print as show  # noqa: PLC0415
+
+        show(result)
+    else:
+        typer.echo(str(result))
+
+
 def _beside(baselines: str) -> bool | str:
     """The argument of `evaluate` for some, all or none."""
     known: dict[str, bool | str] = {"some": True, "all": "all", "none": False}

@@ -931,8 +931,8 @@ def _hides(ax: Any, legend: Any) -> bool:
 def _legend(ax: Any, known: Sequence[tuple[Any, str]], columns: int, corner: str = "upper left") -> Any:
     """The legend with its names as they are."""
     legend = ax.legend(
-        [mark for mark, _ in known], ["-"] * len(known), loc=corner, frameon=False, fontsize="small",
-        ncols=columns, borderaxespad=0.2,
+        [mark for mark, _ in known], ["-"] * len(known), loc=corner, fontsize="small", ncols=columns,
+        borderaxespad=0.2, facecolor="white", edgecolor="none", framealpha=1,
     )
     for text, (_, name) in zip(legend.get_texts(), known, strict=True):
         text.set(text=name, parse_math=False)  # as labels, names that begin with _ would be omitted

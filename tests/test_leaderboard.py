@@ -1,21 +1,28 @@
 """A leaderboard over a small benchmark: what methods may be, what fails, what is written."""
 
 import csv
+import io
 import json
 import math
+import os
+import sys
+import warnings
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from benchmark_helpers import SMALL
+from rich.console import Console
 from typer.testing import CliRunner
 
 from dattri import (
     GroundTruth,
     Predictions,
     Targets,
+    cli,
     compare_lds,
     evaluate,
     find_setting,
@@ -95,7 +102,7 @@ def test_whatever_stands_for_scores(home, tmp_path):
     assert len({round(row.value, 6) for row in rows_of(board).values()}) == 1
     by_loo = rows_of(board, "loo")
     assert by_loo["said"].error == "ValueError: predictions are of subsets, which only the LDS uses"
-    assert by_loo["by metric"].error == "no scores for this" and not by_loo["map"].error
+    assert by_loo["by metric"].error == "no scores for 'loo', only for 'lds'" and not by_loo["map"].error
 
 
 def test_what_fails_has_a_row_and_the_others_are_kept(home, tmp_path):
@@ -332,7 +339,7 @@ def test_files_that_are_no_tables_are_refused(tmp_path, content):
 def test_a_value_outside_its_interval_is_explained(value, noted):
     board = Leaderboard((LeaderboardRow("mine", "lds", value, 0.4, 0.6),), "b")
     for shown in (repr(board), board._repr_html_()):
-        assert ("outside its interval: mine; few models bias the value towards 0" in shown) == noted
+        assert ("outside its interval: mine; a correlation of few models is biased" in shown) == noted
 
 
 def test_the_command_with_all_baselines(home):
@@ -340,6 +347,9 @@ def test_the_command_with_all_baselines(home):
     options = ["leaderboard", "--model", "lr", "--dataset", "points", "--download-path", str(home), "--baselines"]
     run = CliRunner().invoke(app, [*options, "all"])
     assert run.exit_code == 0 and "TRAK, one model" in run.output and "mean LOO correlation" in run.output
+    for more in ([], ["--metric", "loo"]):  # the value may be omitted
+        run = CliRunner().invoke(app, [*options, *more])
+        assert run.exit_code == 0 and "TRAK, one model" in run.output
     run = CliRunner().invoke(app, [*options, "every"])
     assert run.exit_code == 1 and "--baselines: expected some, all or none, got 'every'" in run.output
 
@@ -456,3 +466,144 @@ def test_what_a_method_does_reaches_no_other(home):
     kept, found = ([board[name]._replace(seconds=0) for name in ("gradient dot product", "random")] for board in boards)
     assert kept == found
     assert torch.get_default_dtype() == torch.float32 and torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("metric", ["lds", "loo"])
+def test_scores_have_a_row_for_each_training_sample(home, metric):
+    """More rows are scores of other data, even if all positions of the ground truth exist in them."""
+    longer = torch.cat([matrix(), matrix()])
+    methods = {"matrix": longer, "map": longer.numpy(), "blocks": [longer[:, :2], longer[:, 2:]], "mine": matrix()}
+    rows = rows_of(evaluate(methods, SETTING, metrics=[metric], download_path=home), metric)
+    assert not rows["mine"].error
+    for name in ("matrix", "map", "blocks"):
+        assert "expected one row for each of the 12 training samples" in rows[name].error, name
+
+
+@pytest.mark.parametrize("other", ["a ", "a\n", " a", "a\u200b", "\x1ba"])
+def test_names_that_look_alike_are_refused(home, other):
+    with pytest.raises(ValueError, match="scores: 'a' would be shown for 2 methods"):
+        evaluate({"a": matrix(0), other: matrix(1)}, SETTING, download_path=home)
+    with pytest.raises(ValueError, match="'random' is the name of a baseline"):
+        evaluate({other.replace("a", "random"): matrix()}, SETTING, download_path=home)
+
+
+def test_lists_of_numbers_are_self_attribution():
+    is_wrong = torch.arange(40) < 8
+    given = is_wrong + EFFECTS[:, 0]
+    methods = {"tensor": given, "list": given.tolist(), "by metric": {"mislabel": given.tolist()}}
+    rows = rows_of(evaluate(methods, is_wrong), "mislabel")
+    assert rows["tensor"].value == rows["list"].value == rows["by metric"].value
+
+
+@pytest.mark.parametrize(("benchmark", "message"), [
+    ("digits", r"benchmark: expected the names of a model and a data set.*got 'digits'"),
+    (("lr",), r"benchmark: expected the names of a model and a data set.*got \('lr',\)"),
+])  # fmt: skip
+def test_a_benchmark_has_two_names(benchmark, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate({}, benchmark)
+
+
+def test_what_load_benchmark_returns_is_for_one_metric(home):
+    loaded = load_setting(SETTING, "lds", home)
+    for given in (loaded, loaded[0], tuple(loaded)):
+        with pytest.raises(TypeError, match="benchmark: got a result of load_benchmark, which is for one metric; pass"):
+            evaluate({"mine": matrix()}, given)
+
+
+def test_a_method_that_exits_is_a_row(home):
+    def exits(attributes, metric):
+        raise SystemExit(3)
+
+    def stops(attributes, metric):
+        raise KeyboardInterrupt
+
+    rows = rows_of(evaluate({"exits": exits, "mine": matrix()}, SETTING, metrics=["lds"], download_path=home))
+    assert rows["exits"].error == "SystemExit: 3" and not rows["mine"].error
+    with pytest.raises(KeyboardInterrupt):
+        evaluate({"stops": stops}, SETTING, metrics=["lds"], download_path=home)
+
+
+def test_long_errors_end_in_dots(home):
+    def fails(attributes, metric):
+        raise ValueError("word " * 1000)
+
+    (row,) = evaluate({"fails": fails}, SETTING, metrics=["lds"], baselines=False, download_path=home).rows
+    assert len(row.error) <= 600 and row.error.endswith("word ...")
+
+
+def test_global_settings_of_a_method_reach_no_other(home, tmp_path, monkeypatch):
+    def zeros(*args):
+        return args[2] * 0
+
+    def spoils(attributes, metric):
+        torch.set_default_device("meta")
+        torch.nn.modules.module.register_module_forward_hook(zeros)
+        torch.set_num_threads(torch.get_num_threads() + 1)
+        torch.set_float32_matmul_precision("medium")
+        torch.use_deterministic_algorithms(True)
+        np.seterr(all="raise")
+        warnings.simplefilter("error")
+        os.chdir(tmp_path)
+        return matrix().cpu() if metric == "lds" else 1 / 0
+
+    monkeypatch.chdir(home.parent)
+    ask = partial(evaluate, benchmark=SETTING, metrics=["lds"], baselines="all", download_path=home.name)
+    kept, found = (
+        [row._replace(seconds=0) for row in ask({"mine": method}).rows if row.method != "mine"]
+        for method in (matrix(), spoils)
+    )
+    assert repr(kept) == repr(found)
+    assert torch.get_default_device() == torch.device("cpu") and torch.nn.Linear(1, 1)(torch.ones(1)).abs() > 0
+    assert torch.get_float32_matmul_precision() == "highest" and not torch.are_deterministic_algorithms_enabled()
+    assert np.geterr()["divide"] == "warn" and Path.cwd() == home.parent
+
+
+def test_hooks_of_the_user_stay(home):
+    calls = []
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda *_: calls.append(1))
+    try:
+        evaluate({"mine": lambda attributes, metric: matrix()}, SETTING, metrics=["lds"], download_path=home)
+        calls.clear()
+        torch.nn.Linear(1, 1)(torch.ones(1))
+        assert calls == [1]
+    finally:
+        handle.remove()
+
+
+def test_what_a_value_leaves_out_is_a_column(home):
+    partly = matrix()
+    partly[:, 0] = 1
+    board = evaluate({"mine": partly, "whole": matrix(1)}, SETTING, metrics=["lds"], download_path=home)
+    line = next(line for line in str(board).splitlines() if line.startswith("mine"))
+    assert "left out" in str(board).splitlines()[2] and "1 tests" in line
+    whole = evaluate({"whole": matrix(1)}, SETTING, metrics=["lds"], download_path=home)
+    assert "left out" not in str(whole)
+
+
+def test_notes_are_comments_in_latex(home, tmp_path):
+    evaluate({"fails": lambda *_: 1 / 0}, SETTING, metrics=["lds"], download_path=home).save(tmp_path / "a.tex")
+    assert "\n% fails: ZeroDivisionError: " in (tmp_path / "a.tex").read_text()
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_rich_shows_all_values_and_no_markup(home, width):
+    methods = {"[red]m": matrix(), "fails": lambda *_: 1 / 0}
+    board = evaluate(methods, SETTING, metrics=["lds"], baselines="all", download_path=home)
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(board)
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= width
+    assert "[red]m" in text and "fails: ZeroDivisionError" in text
+    assert all(f"{row.value:.3f}" in text for row in board.rows if not row.error)
+    assert width < 200 or all(row.method in text for row in board.rows)
+
+
+def test_terminals_get_tables_of_rich_and_pipes_plain_text(monkeypatch):
+    board = Leaderboard((LeaderboardRow("[red]mine", "lds", 0.5, 0.4, 0.6),), "b")
+    for terminal, expected in ((True, "\u2500"), (False, str(board) + "\n")):
+        stream = io.StringIO()
+        stream.isatty = lambda terminal=terminal: terminal
+        monkeypatch.setattr(sys, "stdout", stream)
+        cli._show(board)
+        assert expected in stream.getvalue() and "[red]mine" in stream.getvalue()

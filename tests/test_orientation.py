@@ -178,7 +178,7 @@ def test_judge_warns():
 
 def test_a_leaderboard_names_the_method(monkeypatch):
     score, truth = TRUTHS["lds"]
-    attributes = {"targets": None}
+    attributes = {"targets": None, "train_sampler": range(len(score))}
     monkeypatch.setattr("dattri.benchmark.leaderboard.load_setting", lambda *_, **__: (attributes, GroundTruth(*truth)))
     methods = {"good": score, "bad": -score, "turned": score.T}
     with pytest.warns(UserWarning, match="^bad: the scores seem to have the opposite sign") as told:

@@ -111,6 +111,12 @@ def test_nothing_is_hidden(name):
     assert dict(mpl.rcParams) == before
 
 
+def test_no_line_shows_through_a_legend():
+    """Methods on both sides of 0: the line of random scores would cross the text."""
+    frame = plot.methods({"a": (0.5, 0.4, 0.6), "b": (-0.9, -0.95, -0.8)}, Figure().subplots()).get_legend().get_frame()
+    assert frame.get_visible() and frame.get_alpha() == 1 and mpl.colors.to_hex(frame.get_facecolor()) == "#ffffff"
+
+
 def test_a_legend_of_many_methods_fits_the_axes_beside_each_other():
     figure = Figure(figsize=(10, 4.4), layout="constrained")
     for ax, curve, draw in zip(figure.subplots(1, 2), (CURVES, DETECTIONS), (plot.detection, plot.roc), strict=True):

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from dattri import build_benchmark, evaluate, publish_benchmark, register_setting
 from dattri.benchmark.load import load_setting
-from dattri.benchmark.sharing import leaderboard_from, publish_scores
+from dattri.benchmark.sharing import SharedLeaderboard, leaderboard_from, publish_scores
 from dattri.cli import app
 
 pytestmark = pytest.mark.usefixtures("one_thread", "registry")
@@ -113,7 +113,7 @@ def test_scores_by_metric(hub, home):
     expected = {"lds": matrix(), "loo": matrix(1), "mislabel": wrong}
     for row in evaluate({"TRAK": expected}, SETTING, baselines=False, download_path=home).rows:
         assert rows_of(board, row.metric)["TRAK"].value == row.value
-    assert rows_of(board, "mislabel")["dots"].error == "no scores for this"
+    assert rows_of(board, "mislabel")["dots"].error == "no scores for 'mislabel', only for 'lds', 'loo'"
     assert [row.metric for row in board_of(home, "bob/dots").rows] == ["lds", "loo"], "nothing else was published"
 
 
@@ -388,6 +388,11 @@ def test_files_of_the_leaderboard(on_hub, home, tmp_path):
     written = json.loads((tmp_path / "board.json").read_text())
     assert [each["repo_id"] for each in written["publications"]] == ["ann/trak", "nobody/nothing"]
     assert written["publications"][0]["seconds"] is None and len(written["rows"]) == len(board.rows)
+    again = SharedLeaderboard.load(tmp_path / "board.json")
+    assert repr(again.publications) == repr(board.publications) and repr(again) == repr(board)
+    (tmp_path / "other.json").write_text(json.dumps(written | {"publications": [{"name": 3}]}))
+    with pytest.raises(ValueError, match=r"expected a table written by Leaderboard\.save"):
+        SharedLeaderboard.load(tmp_path / "other.json")
     with pytest.raises(ValueError, match="path: expected a name"):
         board.save(tmp_path / "board.xls")
 
@@ -407,3 +412,30 @@ def test_in_a_terminal(hub, home, tmp_path):
     assert json.loads((tmp_path / "board.json").read_text())["publications"][0]["seconds"] == 2
     failed = CliRunner().invoke(app, ["leaderboard", *setting, "--from", "trak"])
     assert failed.exit_code == 1 and "Error: repo_ids: expected names" in failed.output
+
+
+def test_scores_of_more_samples(on_hub, hub, home):
+    longer = torch.cat([matrix(), matrix()])
+    with pytest.raises(ValueError, match="expected one row for each of the 12 training samples"):
+        publish(home, "bob/longer", longer)
+    content = io.BytesIO()
+    np.save(content, longer.numpy())
+    manifest = json.loads(on_hub[MANIFEST])
+    manifest["files"]["scores.npy"] = hashlib.sha256(content.getvalue()).hexdigest()
+    hub.put("bob/longer", SCORES, content.getvalue())
+    hub.put("bob/longer", MANIFEST, json.dumps(manifest).encode())
+    assert all("expected one row for each of the 12" in row.error for row in board_of(home, "bob/longer").rows)
+
+
+def test_names_that_look_alike_are_told_apart(on_hub, hub, home):
+    publish(home, "bob/spaces", matrix(1), method="my  own")
+    publish(home, "cid/spaces", matrix(2), method="my own")
+    names = {row.method for row in board_of(home, "bob/spaces", "cid/spaces").rows}
+    assert names == {"my own (bob/spaces)", "my own (cid/spaces)"}
+
+
+def test_a_benchmark_has_two_names(home):
+    with pytest.raises(ValueError, match=r"benchmark: expected the names of a model and a data set.*got 'digits'"):
+        publish_scores(matrix(), "ann/trak", "digits", method="TRAK", download_path=home)
+    with pytest.raises(ValueError, match=r"benchmark: expected the names of a model and a data set.*got 'digits'"):
+        leaderboard_from("ann/trak", benchmark="digits", download_path=home)

@@ -111,7 +111,8 @@ def linear_datamodel(
         weights, _ = _fit(gram[rest][:, rest], values[rest], grid)
         said[rows] = (gram[rows][:, rest] - gram[rest][:, rest].mean(0)) @ weights
     weights, penalty = _fit(gram, values, grid)
-    scores = members.T @ weights.to(members.dtype)
+    dtype = torch.promote_types(members.dtype, targets.dtype)
+    scores = members.T.to(dtype) @ weights.to(dtype)
     return Datamodel(scores.to(targets.dtype), Predictions(said.to(targets.dtype)), penalty)
 
 # %% ../../nbs/benchmark/19_datamodel.ipynb #18021472

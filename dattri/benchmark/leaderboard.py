@@ -16,12 +16,13 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from torch.utils.data import TensorDataset
 
@@ -36,6 +37,8 @@ from ..metric.ground_truth import Targets, as_pair
 from ..metric.inputs import as_real_tensor
 from ..metric.kinds import KINDS, kind_of
 from ..metric.orientation import check_orientation, metric_of
+from ..metric.report import check_rows
+from ..metric.scores import is_blocks
 from ..model_util.checkpoint import atomic_write
 from ..model_util.validation import check_n_jobs
 
@@ -87,7 +90,7 @@ class LeaderboardRow(NamedTuple):
 # %% ../../nbs/benchmark/17_leaderboard.ipynb #4335fbfd
 @dataclass(frozen=True, repr=False)
 class Leaderboard:
-    """Methods judged by a benchmark; displayed as a table.
+    """Methods judged by a benchmark; displayed as a table, in a terminal also by `rich.print`.
 
     Parameters
     ----------
@@ -119,6 +122,10 @@ class Leaderboard:
     def __repr__(self) -> str:
         tables = ("\n".join([as_text(cells), *self._notes(metric)]) for metric, cells in self._tables().items())
         return f"{self.benchmark}\n\n" + "\n\n".join(tables)
+
+    def __rich__(self) -> Any:
+        """The tables as `rich.print` shows them, which fits them to the width of the terminal."""
+        return _as_rich(self)
 
     def _repr_html_(self) -> str:
         """The tables as HTML."""
@@ -159,12 +166,15 @@ class Leaderboard:
         """
         file = Path(path).expanduser()
         try:
-            record = json.loads(file.read_text())
-            rows = tuple(_from_record(row) for row in record["rows"])
-            return cls(rows, _typed("benchmark", record["benchmark"], str))
+            return cls._of_record(json.loads(file.read_text()))
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             what = f"{type(error).__name__}: {error}"
             raise ValueError(f"{file}: expected a table written by Leaderboard.save as .json ({what})") from error
+
+    @classmethod
+    def _of_record(cls, record: dict[str, Any]) -> Leaderboard:
+        """A table from what its file of JSON holds."""
+        return cls(tuple(_from_record(row) for row in record["rows"]), typed("benchmark", record["benchmark"], str))
 
     def plot(self, ax: Any = None, *, metric: str = "lds") -> Any:
         """Plot the value and interval of each method, with a line for the ceiling.
@@ -186,8 +196,8 @@ class Leaderboard:
 
 
 _PARTLY = "{}: undefined and left out for {} test samples, where scores or targets do not distinguish the models"
-_OUTSIDE = "outside its interval: {}; few models bias the value towards 0, and the interval corrects for that"
-_HEAD = ("value", "95% interval", "of ceiling", "behind the best", "checkpoints", "seconds")
+_OUTSIDE = "outside its interval: {}; a correlation of few models is biased, and the interval corrects for that"
+_HEAD = ("value", "95% interval", "left out", "of ceiling", "behind the best", "checkpoints", "seconds")
 
 
 def _one_line(text: str) -> str:
@@ -203,11 +213,30 @@ def _cells(row: LeaderboardRow) -> list[str]:
     behind = f"{row.difference:.3f} [{row.difference_low:.3f}, {row.difference_high:.3f}]" if row.difference else "best"
     return [
         method + " *" * row.is_best, f"{row.value:.3f}", f"[{row.low:.3f}, {row.high:.3f}]",
+        f"{row.num_undefined} tests" if row.num_undefined else "",
         "" if math.isnan(row.share) else f"{round(row.share, 2) + 0.0:.0%}",
         "" if math.isnan(row.difference) else behind,
         "" if row.num_checkpoints is None else str(row.num_checkpoints),
         "" if math.isnan(row.seconds) else f"{row.seconds:.1f}",
     ]
+
+
+def _as_rich(board: Leaderboard) -> Any:
+    """Tables of rich; cells are plain text, in which it looks for no markup."""
+    from rich.box import SIMPLE_HEAD  # noqa: PLC0415  (optional)
+    from rich.console import Group  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    parts: list[Any] = [Text(board.benchmark, style="bold")]
+    for metric, (head, *body) in board._tables().items():
+        table = Table(box=SIMPLE_HEAD, padding=0)
+        for title in head:
+            table.add_column(Text(title), overflow="fold")
+        for row in body:
+            table.add_row(*map(Text, row), style="bold" if row[0].endswith(" *") else "")
+        parts += [table, *map(Text, board._notes(metric))]
+    return Group(*parts)
 
 
 def _without_empty(cells: list[list[str]]) -> list[list[str]]:
@@ -233,12 +262,14 @@ def _for_markdown(text: str) -> str:
 
 
 def _as_latex(board: Leaderboard) -> str:
-    """LaTeX tables with booktabs rules."""
+    """LaTeX tables with booktabs rules; notes are comments."""
     parts = []
-    for cells in board._tables().values():
+    for metric, cells in board._tables().items():
         head, *body = [" & ".join(_for_latex(cell) for cell in row) + r" \\" for row in cells]
         frame = r"\begin{tabular}{l" + "r" * (len(cells[0]) - 1) + "}"
-        parts.append("\n".join([frame, r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]))
+        notes = [f"% {note}" for note in board._notes(metric)]
+        rules = [r"\toprule", head, r"\midrule", *body, r"\bottomrule"]
+        parts.append("\n".join([frame, *rules, r"\end{tabular}", *notes]))
     return "\n\n".join(parts) + "\n"
 
 
@@ -269,7 +300,7 @@ def with_null(row: Any) -> dict[str, Any]:
 def _from_record(row: dict[str, Any]) -> LeaderboardRow:
     """A row from its fields; None is nan, except for the number of checkpoints."""
     kind_of(row["metric"])
-    fields = {name: _typed(name, value, _FIELDS.get(name, float)) for name, value in row.items()}
+    fields = {name: typed(name, value, _FIELDS.get(name, float)) for name, value in row.items()}
     return LeaderboardRow(**fields)
 
 
@@ -277,8 +308,8 @@ _FIELDS: dict[str, type] = {
     "method": str, "metric": str, "error": str, "is_best": bool, "num_checkpoints": int, "num_undefined": int,
 }
 
-
-def _typed(name: str, value: Any, kind: type) -> Any:
+# %% ../../nbs/benchmark/17_leaderboard.ipynb #new_typed
+def typed(name: str, value: Any, kind: type) -> Any:
     """A value of a JSON file in its type; `TypeError` if it has another."""
     if kind is float and not isinstance(value, bool) and isinstance(value, (int, float, type(None))):
         return math.nan if value is None else float(value)
@@ -312,7 +343,8 @@ def evaluate(
         or the path of a file with one. It may also be a dict of these by metric, where "mislabel" is self-attribution,
         (num_train,). Or it is a function ``function(attributes, metric)``, where ``attributes`` is the first result of
         `load_benchmark`, with a model of its own; it is called and timed once for "lds" and "loo" together, and once
-        for "mislabel". It must not change the data.
+        for "mislabel". It must not change the data. The settings of torch and numpy, the working directory and the
+        filters of warnings are those from before the call when it ends.
     benchmark : Setting, (str, str), GroundTruth, Targets or tensor
         The benchmark, or the names of its model and data set. Or ground truth of your own, as for `judge`: then methods
         are scores, not functions, and of the baselines only random scores and the linear datamodel apply.
@@ -335,8 +367,8 @@ def evaluate(
     Raises
     ------
     TypeError, ValueError
-        If `scores` is not a dict of methods, a name is that of a baseline, `baselines` is neither a bool nor "all", or
-        the benchmark or metric does not exist.
+        If `scores` is not a dict of methods, a name is that of a baseline or looks like another one, `baselines` is
+        neither a bool nor "all", or the benchmark or metric does not exist.
 
     See Also
     --------
@@ -366,7 +398,7 @@ def evaluate(
     check_n_jobs(n_jobs)
     if not _is_named(benchmark):
         return _on_own_truth(scores, benchmark, metrics, beside)
-    setting = benchmark if isinstance(benchmark, Setting) else find_setting(*benchmark)
+    setting = setting_of(benchmark)
     asked = dict.fromkeys(setting.metric(name).name for name in (setting.metrics if metrics is None else metrics))
     rows: list[LeaderboardRow] = []
     runs: dict[tuple[str, bool], _Scored] = {}
@@ -379,8 +411,19 @@ def evaluate(
             if key not in runs or isinstance(entry, Mapping):
                 runs[key] = _scored(entry, attributes, metric)
             found[name] = runs[key]
-        rows += _judged(found, metric, truth, attributes["targets"])
+        rows += _judged(found, metric, truth, attributes["targets"], len(attributes["train_sampler"]))
     return Leaderboard(tuple(rows), f"{setting.model} on {setting.dataset}")
+
+# %% ../../nbs/benchmark/17_leaderboard.ipynb #new_setting_of
+def setting_of(benchmark: Any) -> Setting:
+    """A setting, or the one with these names of a model and a data set."""
+    if isinstance(benchmark, Setting):
+        return benchmark
+    if isinstance(benchmark, str) or len(benchmark) != 2:
+        raise ValueError(
+            f"benchmark: expected the names of a model and a data set, such as ('lr', 'digits'), got {benchmark!r}"
+        )
+    return find_setting(*benchmark)
 
 # %% ../../nbs/benchmark/17_leaderboard.ipynb #new_requested_baselines
 def requested_baselines(scores: Mapping[str, Any], baselines: bool | str) -> dict[str, Baseline]:
@@ -389,10 +432,13 @@ def requested_baselines(scores: Mapping[str, Any], baselines: bool | str) -> dic
         raise TypeError(f"scores: expected a dict of methods by name, got {type(scores).__name__}")
     if unnamed := [name for name in scores if not isinstance(name, str) or not _one_line(name)]:
         raise TypeError(f"scores: expected names as keys, text that can be printed, got {unnamed[0]!r}")
+    shown = [_one_line(name) for name in scores]
+    if twice := [name for name in shown if shown.count(name) > 1]:
+        raise ValueError(f"scores: {twice[0]!r} would be shown for {shown.count(twice[0])} methods; use other names")
     if not isinstance(baselines, bool) and baselines != "all":
         raise ValueError(f'baselines: expected True, False or "all", got {baselines!r}')
     names = tuple(BASELINES) if baselines == "all" else SIMPLE if baselines else ()
-    if taken := [name for name in scores if name in names]:
+    if taken := [name for name in shown if name in names]:
         raise ValueError(f"scores: {taken[0]!r} is the name of a baseline; use another one, or baselines=False")
     return {name: BASELINES[name] for name in names}
 
@@ -409,17 +455,20 @@ class _Scored(NamedTuple):
 def _scored(entry: Any, attributes: dict[str, Any], metric: str) -> _Scored:
     """Scores of a method, whatever it was given as."""
     if isinstance(entry, Mapping):
-        return _scored(entry[metric], attributes, metric) if metric in entry else _Scored(error="no scores for this")
+        there = ", ".join(map(repr, entry)) or "none"
+        lacks = _Scored(error=f"no scores for {metric!r}, only for {there}")
+        return _scored(entry[metric], attributes, metric) if metric in entry else lacks
     models = getattr(entry, "num_checkpoints", None)
     try:
         entry = read_scores(entry) if isinstance(entry, (str, os.PathLike)) else entry
         if not callable(entry):
-            whole = metric == "mislabel" and len(getattr(entry, "shape", (0, 0))) > 1
-            return _Scored(error="no self-attribution was given") if whole else _Scored(_readable(entry))
+            given = _readable(entry)
+            whole = metric == "mislabel" and len(getattr(given, "shape", (0, 0))) > 1
+            return _Scored(error="no self-attribution was given") if whole else _Scored(given)
         if not attributes:
             raise TypeError("a function gets the models of a benchmark; for your own ground truth, pass its scores")
         return _timed(partial(entry, _own(attributes), metric), models)
-    except Exception as error:  # any error of a method is shown in its row
+    except (Exception, SystemExit) as error:  # any error of a method is shown in its row
         return _Scored(error=_told(error), num_checkpoints=models)
 
 
@@ -430,29 +479,71 @@ def _timed(function: Callable[[], Any], models: int | None = None) -> _Scored:
         with _kept_settings():
             made = function()
         return _Scored(_readable(made), time.perf_counter() - begin, num_checkpoints=models)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a method may be somebody's script
         return _Scored(error=_told(error), num_checkpoints=models)
 
 
 def _readable(scores: Any) -> Any:
-    """The scores; `TypeError` if they can be read only once, because intervals and differences read them again."""
+    """The scores, a list as a tensor; `TypeError` if they can be read only once, but intervals read them again."""
     if isinstance(scores, Iterator):
         raise TypeError(
             f"expected scores that can be read more than once, got {type(scores).__name__}; pass torch.cat([*blocks], "
             "1), or a memory map if that is too large"
         )
-    return scores
+    is_list = isinstance(scores, (list, tuple)) and not isinstance(scores, Predictions) and not is_blocks(scores)
+    return as_real_tensor("score", scores) if is_list else scores
 
 
 @contextmanager
 def _kept_settings() -> Iterator[None]:
-    """Restore torch's default dtype and gradient mode, which a method may change and the next one would meet."""
-    dtype = torch.get_default_dtype()
+    """Restore what a method may leave changed, and the next one would meet."""
+    before = [read() for read, _ in _SETTINGS]
+    hooks = {name: dict(found) for name, found in _hooks().items()}
     try:
-        with torch.set_grad_enabled(torch.is_grad_enabled()):
+        with torch.set_grad_enabled(torch.is_grad_enabled()), warnings.catch_warnings(), np.errstate():
             yield
     finally:
-        torch.set_default_dtype(dtype)
+        for (read, write), value in zip(_SETTINGS, before, strict=True):
+            if read() != value:
+                write(value)
+        for name, found in _hooks().items():
+            if found != hooks[name]:
+                found.clear()
+                found.update(hooks[name])
+
+
+def _folder() -> Path | None:
+    """The working directory, which relative names of files start from, unless it was deleted."""
+    with suppress(OSError):
+        return Path.cwd()
+    return None
+
+
+def _set_folder(folder: Path | None) -> None:
+    """Change the working directory."""
+    if folder is not None:
+        os.chdir(folder)
+
+
+def _set_default_device(device: torch.device) -> None:
+    """Set torch's default device; for the CPU none, which costs nothing at each call."""
+    torch.set_default_device(None if device == torch.device("cpu") else device)
+
+
+_SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
+    (_folder, _set_folder),
+    (torch.get_default_dtype, torch.set_default_dtype),
+    (torch.get_default_device, _set_default_device),
+    (torch.get_num_threads, torch.set_num_threads),
+    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    (torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
+)
+
+
+def _hooks() -> dict[str, dict[Any, Any]]:
+    """Torch's hooks on all modules, which it can add and remove but not list."""
+    named = vars(torch.nn.modules.module).items()
+    return {name: found for name, found in named if name.startswith("_global_") and isinstance(found, dict)}
 
 
 def _own(attributes: dict[str, Any]) -> dict[str, Any]:
@@ -466,22 +557,30 @@ def _own(attributes: dict[str, Any]) -> dict[str, Any]:
     return own
 
 
-def _told(error: Exception) -> str:
+def _told(error: BaseException) -> str:
     """An error in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+    told = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return told if len(told) <= _LONGEST else told[: _LONGEST - 4].rstrip() + " ..."
+
+
+_LONGEST = 600  # characters of an error
 
 # %% ../../nbs/benchmark/17_leaderboard.ipynb #e36b256b
-def _judged(found: Mapping[str, _Scored], metric: str, truth: Any, targets: Any) -> list[LeaderboardRow]:
+def _judged(
+    found: Mapping[str, _Scored], metric: str, truth: Any, targets: Any, num_train: int | None = None
+) -> list[LeaderboardRow]:
     """Rows of all methods for a metric, the best first."""
     ceiling = lds_ceiling(targets).mean if metric == "lds" and targets is not None else math.nan
-    rows = [_row(name, scored, metric, truth, ceiling) for name, scored in found.items()]
+    rows = [_row(name, scored, metric, truth, ceiling, num_train) for name, scored in found.items()]
     rows.sort(key=lambda row: -math.inf if math.isnan(row.value) else row.value, reverse=True)
     if not rows or math.isnan(rows[0].value):
         return rows
     return [_behind(rows[0].method, row, found, truth) for row in rows]
 
 
-def _row(name: str, scored: _Scored, metric: str, truth: Any, ceiling: float) -> LeaderboardRow:
+def _row(
+    name: str, scored: _Scored, metric: str, truth: Any, ceiling: float, num_train: int | None
+) -> LeaderboardRow:
     """The value of a method and its interval."""
     row = LeaderboardRow(
         name, metric, seconds=scored.seconds, num_checkpoints=scored.num_checkpoints, error=scored.error
@@ -489,14 +588,9 @@ def _row(name: str, scored: _Scored, metric: str, truth: Any, ceiling: float) ->
     if scored.error:
         return row
     try:
-        if isinstance(scored.scores, Predictions) and metric != "lds":
-            raise ValueError("predictions are of subsets, which only the LDS uses")
-        if metric == "mislabel" and len(getattr(scored.scores, "shape", (0,))) != 1:
-            raise ValueError(
-                f"expected one number per training sample, self-attribution of shape ({len(truth)},), got shape "
-                f"{tuple(scored.scores.shape)}; a function gets metric='mislabel' and returns self-attribution then"
-            )
+        _check_kind(scored.scores, metric, truth)
         interval = KINDS[metric].interval(scored.scores, truth)
+        _check_train(scored.scores, num_train)
         if not math.isnan(interval.mean):
             check_orientation(scored.scores, truth, metric, name=name, value=interval.mean)
     except Exception as error:  # any error of a metric on scores that do not fit
@@ -510,6 +604,23 @@ def _row(name: str, scored: _Scored, metric: str, truth: Any, ceiling: float) ->
     )
 
 
+def _check_kind(scores: Any, metric: str, truth: Any) -> None:
+    """`ValueError` for predictions or a matrix where the metric needs something else."""
+    if isinstance(scores, Predictions) and metric != "lds":
+        raise ValueError("predictions are of subsets, which only the LDS uses")
+    if metric == "mislabel" and len(getattr(scores, "shape", (0,))) != 1:
+        raise ValueError(
+            f"expected one number per training sample, self-attribution of shape ({len(truth)},), got shape "
+            f"{tuple(scores.shape)}; a function gets metric='mislabel' and returns self-attribution then"
+        )
+
+
+def _check_train(scores: Any, num_train: int | None) -> None:
+    """`ValueError` unless scores, or their first block of columns, have one row for each training sample."""
+    if not isinstance(scores, Predictions):
+        check_rows(scores if hasattr(scores, "shape") else next(iter(scores)), num_train)
+
+
 def _num_undefined(scores: Any, metric: str, truth: Any) -> int:
     """Number of test samples for which a correlation is undefined."""
     if metric == "mislabel":
@@ -517,7 +628,6 @@ def _num_undefined(scores: Any, metric: str, truth: Any) -> int:
     with warnings.catch_warnings():  # a note says it
         warnings.filterwarnings("ignore", ".* correlations are nan")
         return int((lds if metric == "lds" else loo_corr)(scores, truth).correlation.isnan().sum())
-
 
 
 def _behind(best: str, row: LeaderboardRow, found: Mapping[str, _Scored], truth: Any) -> LeaderboardRow:
@@ -545,6 +655,11 @@ def _on_own_truth(
     scores: Mapping[str, Any], truth: Any, metrics: Sequence[str] | None, beside: Mapping[str, Baseline]
 ) -> Leaderboard:
     """Scores judged by a ground truth without a setting."""
+    if isinstance(truth, Mapping) or (isinstance(truth, tuple) and truth and isinstance(truth[0], Mapping)):
+        raise TypeError(
+            "benchmark: got a result of load_benchmark, which is for one metric; pass the names of its model and data "
+            "set, such as ('lr', 'digits'), or its ground truth alone"
+        )
     metric = metric_of(truth, None)
     for name in metrics or ():
         metric_of(truth, name)

@@ -25,11 +25,13 @@ from dattri.benchmark.leaderboard import (  # the row for those who evaluate inh
     Leaderboard,
     LeaderboardRow,  # noqa: F401
     requested_baselines,
+    setting_of,
+    typed,
     with_null,
     evaluate,
 )
 from .manifest import MANIFEST, Check, Manifest, package_versions, file_hash
-from .settings import Setting, find_setting, list_benchmarks
+from .settings import Setting, list_benchmarks
 from .workspace import Workspace, tensor_name
 from ..metric.files import read_scores
 from ..metric.inputs import check_real
@@ -95,7 +97,7 @@ def publish_scores(
     evaluate : Judge scores without publishing them.
     publish_benchmark : Upload a benchmark.
     """
-    setting = benchmark if isinstance(benchmark, Setting) else find_setting(*benchmark)
+    setting = setting_of(benchmark)
     claims = _claims({"method": method, "seconds": "" if seconds is None else seconds, "hardware": hardware or ""})
     arrays = _arrays(scores, setting)
     entry = {metric: arrays[name] for metric, name in _names(arrays, setting).items()}
@@ -256,6 +258,18 @@ class SharedLeaderboard(Leaderboard):
         """What a file of JSON holds: the values, and the claims."""
         return {**super()._record(), "publications": [with_null(each) for each in self.publications]}
 
+    @classmethod
+    def _of_record(cls, record: dict[str, Any]) -> SharedLeaderboard:
+        """A table with its claims from what its file of JSON holds."""
+        publications = tuple(_from_fields(dict(each)) for each in record.get("publications", ()))
+        return cls(**vars(super()._of_record(record)) | {"publications": publications})
+
+
+def _from_fields(fields: dict[str, Any]) -> Publication:
+    """A publication from its fields; None is nan."""
+    kinds = {name: float if name == "seconds" else str for name in fields}
+    return Publication(**{name: typed(name, value, kinds[name]) for name, value in fields.items()})
+
 
 def _cells(each: Publication) -> list[str]:
     """A publication as text."""
@@ -269,7 +283,7 @@ def leaderboard_from(
     benchmark: Setting | tuple[str, str] | None = None,
     scores: Mapping[str, Any] | None = None,
     metrics: Sequence[str] | None = None,
-    baselines: bool = True,
+    baselines: bool | str = True,
     download_path: str | os.PathLike = "~/.dattri",
     device: torch.device | str | None = None,
     n_jobs: int | None = None,
@@ -314,7 +328,7 @@ def leaderboard_from(
     places = _places(repo_ids)
     if benchmark is None:
         benchmark = _common_benchmark(places)
-    setting = benchmark if isinstance(benchmark, Setting) else find_setting(*benchmark)
+    setting = setting_of(benchmark)
     workspace = Workspace.open(setting, download_path, name="download_path")
     fetched = [_fetched(place, workspace) for place in places]
     _raise_if_offline(fetched)
@@ -471,7 +485,8 @@ def _raise_if_offline(fetched: Sequence[_Fetched]) -> None:
 
 def _unique_names(fetched: Sequence[_Fetched], taken: set[str]) -> list[str]:
     """Names in the table: the method's, with the repository if not unique; the repository's if it has no method."""
-    methods = [str(each.place) if each.manifest is None else each.manifest.details["method"] for each in fetched]
+    said = [str(each.place) if each.manifest is None else each.manifest.details["method"] for each in fetched]
+    methods = [" ".join(name.split()) for name in said]  # as tables show them
     counts = Counter([*methods, *taken])
     pairs = zip(methods, fetched, strict=True)
     return [name if counts[name] == 1 else f"{name} ({each.place})" for name, each in pairs]
