@@ -59,6 +59,8 @@ _PUBLIC = {
             "Mean LDS as a share of its ceiling: 1 is as good as the noise of training lets any score be.",
         "plan_lds":
             "Expected ceiling, LDS and width of its interval with more subsets, or more runs per subset.",
+        "plan_comparison":
+            "Expected interval of the difference between two methods with more subsets, or more runs per subset.",
     },
     "metric.removal": {
         "removal_test": "What happens to each test sample when the training samples with its top scores are removed.",
@@ -147,7 +149,7 @@ if TYPE_CHECKING:  # what an editor knows of the names
     from dattri.metric.uncertainty import lds_interval, compare_lds, compare_targets
     from dattri.metric.uncertainty import loo_interval, compare_loo
     from dattri.metric.uncertainty import mislabel_interval, compare_mislabel
-    from dattri.metric.ceiling import lds_ceiling, ceiling_share, plan_lds
+    from dattri.metric.ceiling import lds_ceiling, ceiling_share, plan_lds, plan_comparison
     from dattri.metric.removal import removal_test, brittleness
     from dattri.metric.mislabel import mislabel_detection_auc
     from dattri.metric.retrieval import retrieval_metrics, class_share, top_overlap, detection_curve

@@ -6,7 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/metric/index.ipynb #34a41949
-from .ceiling import Ceiling, ceiling_share, lds_ceiling, plan_lds
+from .ceiling import Ceiling, ceiling_share, lds_ceiling, plan_comparison, plan_lds
 from .correlation import Correlation, Predictions, lds, loo_corr
 from dattri.metric.ground_truth import (
     GroundTruth,
@@ -35,5 +35,6 @@ __all__ = [
     "RocCurve", "Targets", "brittleness", "calculate_lds_ground_truth", "calculate_loo_ground_truth",
     "calculate_targets", "ceiling_share", "class_share", "compare_lds", "compare_loo", "compare_mislabel",
     "compare_targets", "detection_curve", "lds", "lds_ceiling", "lds_interval", "loo_corr", "loo_interval",
-    "mislabel_detection_auc", "mislabel_interval", "plan_lds", "removal_test", "retrieval_metrics", "top_overlap",
+    "mislabel_detection_auc", "mislabel_interval", "plan_comparison", "plan_lds", "removal_test", "retrieval_metrics",
+    "top_overlap",
 ]
