@@ -4,6 +4,7 @@ import builtins
 import importlib
 import io
 import pickle
+import re
 import struct
 import sys
 import zipfile
@@ -84,6 +85,40 @@ def test_a_pickle_under_another_name_is_not_read(name, tmp_path):
     (tmp_path / "bad.pt").write_bytes(with_pickle(HOSTILE["a call"][0], name))
     with pytest.raises(ValueError, match=r"bad\.pt is damaged"):
         load_checkpoint(tmp_path / "bad.pt")
+
+
+def in_parts(archive):
+    """Members, table of contents and end record of a zip archive."""
+    end = archive.rfind(b"PK\5\6")
+    size, start = struct.unpack_from("<2L", archive, end + 12)
+    return archive[:start], archive[start : start + size], archive[end:]
+
+
+def with_two_tables(shown, hidden):
+    """An archive whose table is `shown` where it ends, and `hidden` where its end record says; they have equal sizes."""
+    seen, table, end = in_parts(shown)
+    members, other, _ = in_parts(hidden)
+    moved = bytearray(table)
+    for match in re.finditer(b"PK\1\2", table):
+        place = match.start() + 42
+        offset = struct.unpack_from("<L", table, place)[0] + len(members) - len(seen)
+        struct.pack_into("<L", moved, place, offset % 2**32)
+    end = end[:12] + struct.pack("<2L", len(other), len(members)) + end[20:]
+    return members + other + seen + bytes(moved) + end
+
+
+@pytest.mark.parametrize("owner", ["", "dattri x y"])
+def test_two_tables_of_contents_are_refused(owner, tmp_path):
+    """Python reads the table that ends where the end record starts, torch the one whose place it names."""
+    hidden = HOSTILE["nested tuples as a key"][0]
+    with zipfile.ZipFile(io.BytesIO(to_bytes({"mask": nn.Parameter(torch.ones(2))}))) as good:
+        shown = good.read("archive/data.pkl")
+    size = max(len(hidden), len(shown))
+    both = with_two_tables(with_pickle(shown.ljust(size)), with_pickle(hidden.ljust(size)))
+    file = tmp_path / "bad.pt"
+    file.write_bytes(checkpoint.with_owner(both, owner) if owner else both)
+    with pytest.raises(ValueError, match=r"bad\.pt is damaged \(its table of contents is not where its end record says"):
+        load_checkpoint(file)
 
 
 def test_a_small_file_does_not_swell(tmp_path):
@@ -172,6 +207,28 @@ def test_tensors_outside_of_their_storage_are_refused(place, other, tmp_path):
     file = tmp_path / "bad.pt"
     file.write_bytes(with_pickle(pickled.replace(PLACES[place], other)))
     with pytest.raises(ValueError, match=r"bad\.pt"):
+        load_checkpoint(file)
+
+
+FAR = [
+    (0, (2**70,), (0,)), (0, (2**63,), (0,)), (0, (2**33, 2**33), (0, 0)), (0, (0, 2**70), (1, 1)),
+    (0, (1,), (2**70,)), (2**63, (0,), (1,)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("offset", "size", "stride"), FAR)
+def test_numbers_beyond_those_of_torch_are_refused(offset, size, stride, tmp_path):
+    def numbers(values):
+        return b"".join(b"\x8a\x0a" + value.to_bytes(10, "little") for value in values)
+
+    with zipfile.ZipFile(io.BytesIO(to_bytes(torch.ones(2)))) as good:
+        pickled = good.read("archive/data.pkl")
+    pickled = pickled.replace(PLACES["offset"], b"Q" + numbers([offset]))
+    for place, values in (("size", size), ("stride", stride)):
+        pickled = pickled.replace(PLACES[place], b"(" + numbers(values) + b"t")
+    file = tmp_path / "bad.pt"
+    file.write_bytes(with_pickle(pickled))
+    with pytest.raises(ValueError, match=r"bad\.pt was not loaded"):
         load_checkpoint(file)
 
 

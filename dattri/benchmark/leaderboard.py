@@ -36,7 +36,7 @@ from ..metric.ground_truth import Targets, as_pair
 from ..metric.inputs import as_real_tensor
 from ..metric.kinds import KINDS, kind_of
 from ..metric.orientation import check_orientation, metric_of
-from ..model_util.checkpoint import atomic_write
+from ..model_util.checkpoint import atomic_write, read_bounded
 from ..model_util.validation import check_n_jobs
 
 # %% auto #0
@@ -159,7 +159,7 @@ class Leaderboard:
         """
         file = Path(path).expanduser()
         try:
-            record = json.loads(file.read_text())
+            record = json.loads(read_bounded(file))
             rows = tuple(_from_record(row) for row in record["rows"])
             return cls(rows, _typed("benchmark", record["benchmark"], str))
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:

@@ -119,7 +119,7 @@ def atomic_write(path: Path, data: bytes, *, replace: bool = True) -> None:
 def sweep(folder: Path) -> None:
     """Remove the temporary files in `folder` whose writers are dead; those of live writers stay."""
     with suppress(FileNotFoundError):
-        for part in [name for name in os.listdir(folder) if _OURS.fullmatch(name)]:
+        for part in [name for name in os.listdir(folder) if _OURS.fullmatch(name) and (folder / name).is_file()]:
             with suppress(FileNotFoundError, IsADirectoryError), (folder / part).open("rb") as file:
                 if _lock(file):
                     (folder / part).unlink(missing_ok=True)
@@ -163,6 +163,30 @@ def to_bytes(obj: Any) -> bytes:
     torch.save(obj, buffer)
     return buffer.getvalue()
 
+# %% ../../nbs/model_util/02_checkpoint.ipynb #91809655
+def refuse_special(path: str | os.PathLike) -> None:
+    """`ValueError` for a pipe or device: opening one may wait for another process, and reading one may never end."""
+    mode = os.stat(path).st_mode  # noqa: PTH116  (faster than Path.stat, for thousands of files)
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise ValueError(f"{path} is a pipe or device, or a link to one; expected a file or folder")
+
+# %% ../../nbs/model_util/02_checkpoint.ipynb #new7
+def read_bounded(path: Path, most: int = 2**28) -> bytes:
+    """Bytes of a file that may be hostile, such as a text.
+
+    Raises
+    ------
+    FileNotFoundError
+        If it does not exist.
+    ValueError
+        If it is a pipe or device, or has more than `most` bytes.
+    """
+    refuse_special(path)
+    size = path.stat().st_size
+    if size > most:
+        raise ValueError(f"{path} has {size:,} bytes; expected at most {most:,}")
+    return path.read_bytes()
+
 # %% ../../nbs/model_util/02_checkpoint.ipynb #64dd9ec1
 _END = b"PK\x05\x06"  # starts the 22-byte end record of a zip archive, whose last two bytes are the comment's length
 
@@ -179,6 +203,7 @@ def owner_of(path: str | Path) -> str | None:
 
 def _end_of(path: str | Path) -> bytes:
     """End record of a zip archive, from its signature on; empty if there is none."""
+    refuse_special(path)
     with open(path, "rb") as file:  # noqa: PTH123  (half the time of Path.open, for thousands of files)
         file.seek(max(0, file.seek(0, os.SEEK_END) - 1000))
         end = file.read()
@@ -297,12 +322,6 @@ def _as_tensor(record: memoryview, dtype: torch.dtype) -> torch.Tensor:
     numbers = torch.frombuffer(record, dtype=dtype)
     return numbers if numbers.data_ptr() % _ALIGNMENT == 0 else numbers.clone()
 
-# %% ../../nbs/model_util/02_checkpoint.ipynb #91809655
-def is_special(path: Path) -> bool:
-    """Whether a path is a pipe or device, so that opening it may wait for another process."""
-    mode = path.stat().st_mode
-    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
-
 # %% ../../nbs/model_util/02_checkpoint.ipynb #new1
 class UnusableFileError(ValueError):
     """A file that cannot be read: the reason, and optionally the remedy for others than checkpoints."""
@@ -337,8 +356,7 @@ def verify_checksums(path: Path) -> memoryview:
 
 def _verified(path: Path) -> _Content:
     """Content of a checkpoint; errors as above."""
-    if is_special(path):
-        raise ValueError(f"{path} was not loaded: it is a pipe or device")
+    refuse_special(path)
     with path.open("rb") as file:
         data = _read(file)
         as_written = _is_as_written(data)
@@ -364,7 +382,11 @@ _ALIGNMENT = 64  # of tensors in memory, and of their records in a file of torch
 def _read(file: BinaryIO) -> memoryview:
     """Bytes of a file, in memory aligned for tensors."""
     size = os.fstat(file.fileno()).st_size
-    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    try:
+        memory = np.empty(size + _ALIGNMENT, np.uint8)
+    except MemoryError as error:
+        remedy = "Free memory; if it cannot be that large, delete it and repeat the call that wrote it."
+        raise UnusableFileError(f"{file.name} has {size:,} bytes, which do not fit in memory", remedy) from error
     start = -memory.ctypes.data % _ALIGNMENT
     data = memory.data[start : start + size]
     return data[: file.readinto(data)]  # type: ignore[attr-defined]
@@ -387,12 +409,15 @@ def _not_by_torch(archive: zipfile.ZipFile, data: memoryview) -> str | None:
     if size > len(data):
         return f"{len(data):,} bytes would expand to {size:,}"
     end = _end_in(data)
-    # this disk, first disk, records on this disk, records in total
-    counts = [struct.unpack_from("<4H", data, end + 4)]
+    # this disk, first disk, records on this disk, records in total, size and place of the table of contents
+    *count, _, table = struct.unpack_from("<4H2L", data, end + 4)
+    counts, wide_end = [count], end - 76
     if data[end - 20 : end - 16] == b"PK\x06\x07":  # large archives repeat these in wider fields
-        counts.append(struct.unpack_from("<2L2Q", data, end - 60))
-        first_disk, _, num_disks = struct.unpack_from("<LQL", data, end - 16)
-        counts.append((first_disk, num_disks - 1, len(members), len(members)))
+        *count, _, table = struct.unpack_from("<2L4Q", data, wide_end + 16)
+        first_disk, wide_end, num_disks = struct.unpack_from("<LQL", data, end - 16)
+        counts += [count, (first_disk, num_disks - 1, len(members), len(members))]
+    if (table, wide_end) != (archive.start_dir, end - 76):  # torch would read another table than Python did
+        return "its table of contents is not where its end record says"
     if any((disk, first) != (0, 0) or {here, total} - {len(members), 0xFFFF} for disk, first, here, total in counts):
         return "its end record does not match its contents"
     if len({member.filename.lower() for member in members}) < len(members):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,7 +26,7 @@ import yaml
 from filelock import FileLock
 
 from .. import __version__
-from .checkpoint import atomic_write, has_zip_directory, owner_of, sweep
+from .checkpoint import atomic_write, has_zip_directory, owner_of, read_bounded, sweep
 from .fingerprint import describe, function_arguments, function_name, samples_digest, shortened
 from .loader import LoaderRecipe
 from .plan import MOST_MODELS, PLANS, Plan, SubsetsPlan, Task, plan_of
@@ -108,12 +109,12 @@ def _read_members(path: Path, metadata: Mapping[str, Any]) -> np.ndarray:
         raise ValueError("subsets_sha256 is no SHA-256")
     file = path / _members_file(metadata["subsets_sha256"])
     remedy = "restore it, or repeat the retrain_subsets call that wrote it, with the same subsets, into another path"
+    shape = (metadata["num_subsets"], (metadata["data_length"] + 7) // 8)
     try:
-        members = np.load(io.BytesIO(file.read_bytes()), allow_pickle=False)
+        members = np.load(io.BytesIO(read_bounded(file, math.prod(shape) + 1000)), allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         kind = ValueError if isinstance(error, FileNotFoundError) else DamagedSubsetsError  # or the plan was edited
         raise kind(f"{file} cannot be read ({shortened(str(error))}); {remedy}") from error
-    shape = (metadata["num_subsets"], (metadata["data_length"] + 7) // 8)
     found = getattr(members, "shape", None), str(getattr(members, "dtype", ""))
     if found != (shape, "uint8") or hashlib.sha256(members.tobytes()).hexdigest() != metadata["subsets_sha256"]:
         raise DamagedSubsetsError(f"{file} holds other subsets than the plan was made with; {remedy}")
@@ -149,14 +150,12 @@ for _how, _module, _name in product(("apply", "new"), ("pathlib", "pathlib._loca
     _Loader.add_constructor(_tag, partial(_path_text, flavour=_PATHS[_name]))
 
 
-_MOST_DEPTH, _MOST_BYTES = 20, 2**28
+_MOST_DEPTH = 20
 
 
 def _load_yaml(file: Path) -> Any:
     """Content of a file without aliases and nested no deeper than a plan."""
-    if file.stat().st_size > _MOST_BYTES:
-        raise yaml.YAMLError(f"it has {file.stat().st_size:,} bytes")
-    data, depth = file.read_bytes(), 0
+    data, depth = read_bounded(file), 0
     for event in yaml.parse(data, _Loader):
         if isinstance(event, yaml.AliasEvent):
             raise yaml.YAMLError("it contains an alias")
@@ -471,7 +470,7 @@ class RetrainDir:
         content = ("\n".join(map(str, self.plan.positions(task).tolist())) + "\n").encode()
         if not file.exists():
             atomic_write(file, content)
-        elif file.read_bytes() != content:
+        elif read_bounded(file) != content:
             raise ValueError(
                 f"{file} lists different samples than the plan in metadata.yml: it was edited, or written with another "
                 f"version of numpy. Delete the folder {file.parent} to train this subset again."
@@ -481,7 +480,8 @@ class RetrainDir:
         """Training positions of a subset, int64; `ValueError` if the file is damaged."""
         file, length = self.indices_file(subset), self.metadata.get("data_length", np.inf)
         try:
-            numbers = np.array(file.read_text().split(), dtype=np.float64)  # older tools wrote 3.0 for 3
+            text = read_bounded(file, int(min(30 * length, 2**28)))
+            numbers = np.array(text.decode().split(), dtype=np.float64)  # older tools wrote 3.0 for 3
         except ValueError as error:
             reason = shortened(str(error))
             raise ValueError(f"{file} is damaged: expected one position per line ({reason})") from error
@@ -510,7 +510,7 @@ def _refuse_link(folder: Path) -> None:
 def _digest_of(file: Path) -> str:
     """Digest of a file's bytes; "" if it is missing."""
     try:
-        return hashlib.sha256(file.read_bytes()).hexdigest()
+        return hashlib.sha256(read_bounded(file)).hexdigest()
     except FileNotFoundError:
         return ""
 
