@@ -95,7 +95,7 @@ def in_parts(archive):
 
 
 def with_two_tables(shown, hidden):
-    """An archive whose table is `shown` where it ends, and `hidden` where its end record says; they have equal sizes."""
+    """An archive with the table of `shown` at its end, and that of `hidden`, of equal size, where the end record says."""
     seen, table, end = in_parts(shown)
     members, other, _ = in_parts(hidden)
     moved = bytearray(table)
@@ -117,7 +117,7 @@ def test_two_tables_of_contents_are_refused(owner, tmp_path):
     both = with_two_tables(with_pickle(shown.ljust(size)), with_pickle(hidden.ljust(size)))
     file = tmp_path / "bad.pt"
     file.write_bytes(checkpoint.with_owner(both, owner) if owner else both)
-    with pytest.raises(ValueError, match=r"bad\.pt is damaged \(its table of contents is not where its end record says"):
+    with pytest.raises(ValueError, match=r"bad\.pt is damaged \(its table of contents is not where"):
         load_checkpoint(file)
 
 

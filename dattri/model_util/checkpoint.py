@@ -219,11 +219,11 @@ def has_zip_directory(path: str | Path) -> bool:
 def content_id(path: str | Path) -> str:
     """Digest that changes whenever a checkpoint does: the recorded one, or that of its bytes."""
     owner, _, digest = _end_of(path)[22:].decode(errors="replace").rpartition(" ")
-    return digest if owner.startswith("dattri ") else hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return digest if owner.startswith("dattri ") else hashlib.sha256(verify_checksums(Path(path))).hexdigest()
 
 # %% ../../nbs/model_util/02_checkpoint.ipynb #b97d995a
 _LARGE, _OF_SUMS = 2**16, "sums-"
-_COLUMNS, _ROWS = 509, 64
+_ROWS, _COLUMNS = 64, 1021
 
 
 def with_owner(data: bytes, owner: str) -> bytes:
@@ -242,14 +242,15 @@ def _digest(content: memoryview) -> str:
 
 
 def _digest_of_sums(content: memoryview) -> str:
-    """SHA-256 of the length and the column sums of a checkpoint without its comment."""
+    """SHA-256 of the length and of sums of a checkpoint without its comment."""
     written = hashlib.sha256(len(content).to_bytes(8, "little"))
     count = len(content) // 8
     words = np.frombuffer(content, "<u8", count)
     for start in range(0, count, _ROWS * _COLUMNS):
         block = words[start : start + _ROWS * _COLUMNS]
         whole = len(block) // _COLUMNS * _COLUMNS
-        written.update(np.add.reduce(block[:whole].reshape(-1, _COLUMNS), 0).tobytes())  # modulo 2**64
+        for axis in (0, 1):
+            written.update(np.add.reduce(block[:whole].reshape(-1, _COLUMNS), axis).tobytes())  # modulo 2**64
         written.update(block[whole:].tobytes())
     written.update(content[8 * count :])
     return _OF_SUMS + written.hexdigest()
@@ -357,13 +358,16 @@ def verify_checksums(path: Path) -> memoryview:
 def _verified(path: Path) -> _Content:
     """Content of a checkpoint; errors as above."""
     refuse_special(path)
+    if path.is_dir():
+        raise UnusableFileError(f"{path} is a folder")
     with path.open("rb") as file:
+        start = file.peek(12)[:12]
+        if start[:2] != b"PK":
+            raise _foreign(path, start)
         data = _read(file)
         as_written = _is_as_written(data)
         if as_written is False:
             raise UnusableFileError(f"{path} is damaged (its bytes differ from those written)")
-        if data[:2] != b"PK":
-            raise _foreign(path, bytes(data[:12]))
         members: dict[str, zipfile.ZipInfo] = {}
         try:
             with zipfile.ZipFile(file) as archive:
@@ -408,18 +412,8 @@ def _not_by_torch(archive: zipfile.ZipFile, data: memoryview) -> str | None:
     size = sum(member.file_size for member in members)
     if size > len(data):
         return f"{len(data):,} bytes would expand to {size:,}"
-    end = _end_in(data)
-    # this disk, first disk, records on this disk, records in total, size and place of the table of contents
-    *count, _, table = struct.unpack_from("<4H2L", data, end + 4)
-    counts, wide_end = [count], end - 76
-    if data[end - 20 : end - 16] == b"PK\x06\x07":  # large archives repeat these in wider fields
-        *count, _, table = struct.unpack_from("<2L4Q", data, wide_end + 16)
-        first_disk, wide_end, num_disks = struct.unpack_from("<LQL", data, end - 16)
-        counts += [count, (first_disk, num_disks - 1, len(members), len(members))]
-    if (table, wide_end) != (archive.start_dir, end - 76):  # torch would read another table than Python did
-        return "its table of contents is not where its end record says"
-    if any((disk, first) != (0, 0) or {here, total} - {len(members), 0xFFFF} for disk, first, here, total in counts):
-        return "its end record does not match its contents"
+    if (broken := _wrong_end(archive, data)) is not None:
+        return broken
     if len({member.filename.lower() for member in members}) < len(members):
         return "two records share a name"  # torch ignores case
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
@@ -427,6 +421,23 @@ def _not_by_torch(archive: zipfile.ZipFile, data: memoryview) -> str | None:
     roots = {member.filename.partition("/")[0] for member in members}
     if len(roots) != 1 or f"{min(roots)}/data.pkl" not in archive.NameToInfo:
         return "it does not hold the single pickle of torch.save"
+    return None
+
+
+def _wrong_end(archive: zipfile.ZipFile, data: memoryview) -> str | None:
+    """How the end record of an archive differs from its contents."""
+    end, num = _end_in(data), len(archive.infolist())
+    # this disk, first disk, records on this disk, records in total, size and place of the table of contents
+    *count, _, table = struct.unpack_from("<4H2L", data, end + 4)
+    counts, wide_end = [tuple(count)], end - 76
+    if data[end - 20 : end - 16] == b"PK\x06\x07":  # large archives repeat these in wider fields
+        *count, _, table = struct.unpack_from("<2L4Q", data, wide_end + 16)
+        first_disk, wide_end, num_disks = struct.unpack_from("<LQL", data, end - 16)
+        counts += [tuple(count), (first_disk, num_disks - 1, num, num)]
+    if (table, wide_end) != (archive.start_dir, end - 76):  # torch would read another table than Python did
+        return "its table of contents is not where its end record says"
+    if any((disk, first) != (0, 0) or {here, total} - {num, 0xFFFF} for disk, first, here, total in counts):
+        return "its end record does not match its contents"
     return None
 
 # %% ../../nbs/model_util/02_checkpoint.ipynb #40320a99
