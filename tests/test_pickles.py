@@ -95,7 +95,7 @@ def in_parts(archive):
 
 
 def with_two_tables(shown, hidden):
-    """An archive with the table of `shown` at its end, and that of `hidden`, of equal size, where the end record says."""
+    """The table of `shown` is at the end; that of `hidden`, of equal size, is where the end record says."""
     seen, table, end = in_parts(shown)
     members, other, _ = in_parts(hidden)
     moved = bytearray(table)
@@ -265,6 +265,17 @@ def test_modules_that_interpret_their_attributes_are_refused(make, tmp_path):
     with pytest.raises(ValueError, match=r"module\.pt names torch\.(export|fx)\."):
         load_checkpoint(tmp_path / "module.pt", modules=True)
     assert dict(vars(builtins)) == before
+
+
+@pytest.mark.parametrize("home", ["torch.nn.modules.linear torch.", "dattri.metric.inputs torch.", "__main__ torch."])
+@pytest.mark.parametrize("name", ["nn.DataParallel", "nn.parallel.DataParallel", "ao.nn.quantized.Linear"])
+def test_classes_that_an_allowed_module_imports_are_refused(home, name, tmp_path, monkeypatch):
+    """The name of an allowed module may lead through its imports to any other one."""
+    monkeypatch.setattr(sys.modules["__main__"], "torch", torch, raising=False)
+    file = tmp_path / "module.pt"
+    file.write_bytes(with_pickle(b"\x80\x02c" + (home + name).replace(" ", "\n").encode() + b"\n)\x81}b."))
+    with pytest.raises(ValueError, match=r"module\.pt names .*neither one of torch's layers"):
+        load_checkpoint(file, modules=True)
 
 
 def test_classes_of_installed_packages_need_a_word_of_the_user(tmp_path):

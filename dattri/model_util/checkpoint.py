@@ -449,7 +449,7 @@ def _known_module_class(name: str) -> type[nn.Module] | None:
         place: Any = sys.modules.get(home)
         if place is None:
             continue
-        if not _may_be_made(home, getattr(place, "__file__", None)):
+        if not _may_be_made(home):
             return None
         for part in parts[cut:]:
             place = vars(place).get(part) if isinstance(place, type) or hasattr(place, "__dict__") else None
@@ -457,12 +457,13 @@ def _known_module_class(name: str) -> type[nn.Module] | None:
                 return None
         carriers = (torch.fx.GraphModule, torch.jit.ScriptModule)
         plain = isinstance(place, type) and issubclass(place, nn.Module) and not issubclass(place, carriers)
-        return place if plain else None
+        return place if plain and _may_be_made(place.__module__) else None  # a module names those it imports, too
     return None
 
 
-def _may_be_made(module: str, file: str | None) -> bool:
+def _may_be_made(module: str) -> bool:
     """Whether a file may name classes of a module: torch's layers, this package, or the user's own code."""
+    file = getattr(sys.modules.get(module), "__file__", None)
     if module == "__main__" or f"{module}.".startswith(("torch.nn.modules.", "dattri.")):
         return True
     if file is None or f"{module}.".startswith("torch."):
