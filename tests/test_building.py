@@ -70,6 +70,21 @@ def test_a_benchmark_that_is_a_link_is_not_followed(tmp_path):
     assert files(tmp_path / "elsewhere") == {"mine.txt": b"mine"}
 
 
+@pytest.mark.parametrize("part", ["", "lds", "models_full"])
+def test_parts_of_a_benchmark_that_are_links_are_not_followed(part, tmp_path):
+    """What lies behind a link is neither removed as an old part nor written as a new one."""
+    build_benchmark(LOCAL, tmp_path)
+    place, elsewhere = (tmp_path / FOLDER / part if part else tmp_path / "benchmark"), tmp_path / "elsewhere"
+    place.rename(elsewhere)
+    (elsewhere / "mine.txt").write_text("mine")
+    place.symlink_to(elsewhere)
+    before = files(elsewhere)
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match=f"{place.name} is a link, and links are not followed"):
+            build_benchmark(LOCAL, tmp_path, overwrite=overwrite)
+    assert files(elsewhere) == before
+
+
 def test_a_build_that_is_killed_twice(run_child, tmp_path):
     assert run_child(CHILD + BUILD, tmp_path / "killed", timeout=120).split() == ["-9", "-9"]
     assert not (tmp_path / "killed" / "benchmark" / "points_lr" / "manifest.json").exists()

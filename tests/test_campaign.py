@@ -4,9 +4,11 @@ A few hundred mutations run each time; `pytest -m campaign` runs thousands. Each
 """
 
 import json
+import os
 import random
 import re
 import resource
+import shutil
 import signal
 import traceback
 from contextlib import contextmanager
@@ -177,6 +179,28 @@ def test_damaged_files_are_errors_that_name_them(name, count, root):
         failures = [failure for failure in failures if not failure.endswith("another result")]
     assert not failures, json.dumps(failures[:8], indent=1)
     assert files(root) == before
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "empty", "huge", "folder"])
+@pytest.mark.parametrize("name", READERS)
+def test_what_is_not_a_file_of_ours_is_refused_at_once(name, kind, root, tmp_path):
+    """Opening a pipe would wait for ever, a device never ends, and a file of zeros may be larger than the memory."""
+    shutil.copytree(root, tmp_path / "copy")
+    relative, _, read = READERS[name]
+    file = tmp_path / "copy" / relative
+    file.unlink()
+    if kind == "folder":
+        file.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "device":
+        file.symlink_to("/dev/zero")
+    else:
+        file.touch()
+        os.truncate(file, 2**43 if kind == "huge" else 0)
+    with bounded(), pytest.raises(CLEAN) as caught:
+        read(file)
+    assert "copy" in str(caught.value) and not isinstance(caught.value, TimeoutError)
 
 
 @pytest.mark.filterwarnings("ignore")

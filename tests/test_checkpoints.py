@@ -24,7 +24,7 @@ def test_every_byte_counts(size, tmp_path):
     file.write_bytes(written)
     verify_checksums(file)
     draw = np.random.default_rng(size)
-    places = [0, 2**16, 509 * 64 * 8 - 1, 509 * 64 * 8, len(written) // 2, *draw.integers(0, len(written) - 30, 30)]
+    places = [0, 2**16, 1021 * 64 * 8 - 1, 1021 * 64 * 8, len(written) // 2, *draw.integers(0, len(written) - 30, 30)]
     for place in places:
         if place < len(written) - 120:  # before the record that names the owner
             changed = bytearray(written)
@@ -74,6 +74,20 @@ def test_what_disks_do_is_seen(size, tmp_path):
         file.write_bytes(changed)
         with pytest.raises(ValueError, match=r"model.pt (is damaged|is not a file)"):
             verify_checksums(file)
+
+
+@pytest.mark.parametrize("change", ["swapped", "signs", "opposite"])
+def test_two_changes_do_not_cancel(change):
+    """Two words that trade places, change sign, or change by opposite amounts, at any distance."""
+    words = np.random.default_rng(0).integers(2**40, 2**60, 2**15, dtype=np.uint64)
+    right = with_owner(words.tobytes(), "dattri 7")[-70:]
+    for distance in range(1, 2100):
+        changed, places = words.copy(), [100, 100 + distance]
+        if change == "swapped":
+            changed[places] = changed[places[::-1]]
+        else:
+            changed[places] += np.array({"signs": [2**63, 2**63], "opposite": [2**64 - 8, 8]}[change], dtype=np.uint64)
+        assert with_owner(changed.tobytes(), "dattri 7")[-70:] != right, distance
 
 
 def test_booleans_are_true_or_false(tmp_path):

@@ -5,12 +5,14 @@ import shutil
 
 import pytest
 import torch
+import yaml
 from helpers import files, loss, loss_of_file, make_loader, train
 from torch.utils.data import DataLoader
 
 from dattri.metric import calculate_lds_ground_truth, calculate_loo_ground_truth
 from dattri.model_util.checkpoint import load_checkpoint, owner_of, to_bytes
 from dattri.model_util.retrain import retrain_lds, retrain_loo
+from dattri.model_util.retrain_dir import _signed
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TESTS = DataLoader(make_loader().dataset, batch_size=4)
@@ -142,6 +144,9 @@ BOMBS = {
     "num_runs_per_subset: 1\nsubset_dir_map: {0: ./0}\n",
     "many runs": "mode: lds\nsubset_dir_map: {0: ./0}\nnum_runs_per_subset: 10000000000\n",
     "a key that cannot be hashed": "? {a: 1}\n: 2\n",
+    "many runs, within ten million": "mode: lds\nsubset_dir_map: {0: ./0}\nnum_runs_per_subset: 9000000\n",
+    "no length": "mode: lds\nsubset_dir_map: {0: ./0}\ndata_length: [1]\n",
+    "no digits": "mode: lds\na: !!int ''\n",
 }
 
 
@@ -151,3 +156,35 @@ def test_metadata_that_would_fill_the_memory(name, tmp_path):
     with pytest.raises(ValueError, match=r"metadata\.yml cannot be used") as error:
         lds_truth(tmp_path)
     assert len(str(error.value)) < 1000
+
+
+def test_a_folder_with_a_name_that_cannot_be(tmp_path):
+    (tmp_path / "metadata.yml").write_text('mode: lds\nsubset_dir_map: {0: "a\\0b"}\n')
+    with pytest.raises(ValueError, match=r"metadata\.yml names the folder 'a\\x00b', which is outside the directory"):
+        lds_truth(tmp_path)
+
+
+SIGNED = {
+    "num_runs_per_subset": (3_000_000, "incomplete: 0/model_weights_1.pt.* and at least 9995 more missing, of 6000002"),
+    "train_func": (["f"], r"metadata\.yml cannot be used"),
+    "train_kwargs": (["f"], r"metadata\.yml cannot be used"),
+}
+
+
+@pytest.mark.parametrize("name", SIGNED)
+def test_metadata_that_somebody_signed(name, tmp_path):
+    """A digest reveals edits, not malice: numbers and kinds are checked, whatever it says."""
+    value, message = SIGNED[name]
+    retrain_lds(train, make_loader(), tmp_path, seed=0, num_subsets=2)
+    file = tmp_path / "metadata.yml"
+    file.write_text(yaml.safe_dump(_signed({**yaml.safe_load(file.read_text()), name: value})))
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        lds_truth(tmp_path)
+
+
+def test_a_number_with_too_many_digits(tmp_path):
+    retrain_lds(train, make_loader(), tmp_path, seed=0, num_subsets=2)
+    with (tmp_path / "metadata.yml").open("a") as file:
+        file.write("more: " + ":".join(["59"] * 9000) + "\n")  # in base 60
+    with pytest.raises(ValueError, match=r"metadata\.yml cannot be used"):
+        lds_truth(tmp_path)

@@ -4,6 +4,7 @@ import builtins
 import importlib
 import io
 import pickle
+import re
 import struct
 import sys
 import zipfile
@@ -84,6 +85,40 @@ def test_a_pickle_under_another_name_is_not_read(name, tmp_path):
     (tmp_path / "bad.pt").write_bytes(with_pickle(HOSTILE["a call"][0], name))
     with pytest.raises(ValueError, match=r"bad\.pt is damaged"):
         load_checkpoint(tmp_path / "bad.pt")
+
+
+def in_parts(archive):
+    """Members, table of contents and end record of a zip archive."""
+    end = archive.rfind(b"PK\5\6")
+    size, start = struct.unpack_from("<2L", archive, end + 12)
+    return archive[:start], archive[start : start + size], archive[end:]
+
+
+def with_two_tables(shown, hidden):
+    """The table of `shown` is at the end; that of `hidden`, of equal size, is where the end record says."""
+    seen, table, end = in_parts(shown)
+    members, other, _ = in_parts(hidden)
+    moved = bytearray(table)
+    for match in re.finditer(b"PK\1\2", table):
+        place = match.start() + 42
+        offset = struct.unpack_from("<L", table, place)[0] + len(members) - len(seen)
+        struct.pack_into("<L", moved, place, offset % 2**32)
+    end = end[:12] + struct.pack("<2L", len(other), len(members)) + end[20:]
+    return members + other + seen + bytes(moved) + end
+
+
+@pytest.mark.parametrize("owner", ["", "dattri x y"])
+def test_two_tables_of_contents_are_refused(owner, tmp_path):
+    """Python reads the table that ends where the end record starts, torch the one whose place it names."""
+    hidden = HOSTILE["nested tuples as a key"][0]
+    with zipfile.ZipFile(io.BytesIO(to_bytes({"mask": nn.Parameter(torch.ones(2))}))) as good:
+        shown = good.read("archive/data.pkl")
+    size = max(len(hidden), len(shown))
+    both = with_two_tables(with_pickle(shown.ljust(size)), with_pickle(hidden.ljust(size)))
+    file = tmp_path / "bad.pt"
+    file.write_bytes(checkpoint.with_owner(both, owner) if owner else both)
+    with pytest.raises(ValueError, match=r"bad\.pt is damaged \(its table of contents is not where"):
+        load_checkpoint(file)
 
 
 def test_a_small_file_does_not_swell(tmp_path):
@@ -175,6 +210,28 @@ def test_tensors_outside_of_their_storage_are_refused(place, other, tmp_path):
         load_checkpoint(file)
 
 
+FAR = [
+    (0, (2**70,), (0,)), (0, (2**63,), (0,)), (0, (2**33, 2**33), (0, 0)), (0, (0, 2**70), (1, 1)),
+    (0, (1,), (2**70,)), (2**63, (0,), (1,)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("offset", "size", "stride"), FAR)
+def test_numbers_beyond_those_of_torch_are_refused(offset, size, stride, tmp_path):
+    def numbers(values):
+        return b"".join(b"\x8a\x0a" + value.to_bytes(10, "little") for value in values)
+
+    with zipfile.ZipFile(io.BytesIO(to_bytes(torch.ones(2)))) as good:
+        pickled = good.read("archive/data.pkl")
+    pickled = pickled.replace(PLACES["offset"], b"Q" + numbers([offset]))
+    for place, values in (("size", size), ("stride", stride)):
+        pickled = pickled.replace(PLACES[place], b"(" + numbers(values) + b"t")
+    file = tmp_path / "bad.pt"
+    file.write_bytes(with_pickle(pickled))
+    with pytest.raises(ValueError, match=r"bad\.pt was not loaded"):
+        load_checkpoint(file)
+
+
 @pytest.mark.parametrize("value", [torch.ones(2), nn.Parameter(torch.ones(2))], ids=["tensor", "parameter"])
 @pytest.mark.parametrize("count", [3, 99, 2**31 - 1])
 def test_memory_beyond_a_record_is_never_read(value, count, tmp_path):
@@ -208,6 +265,17 @@ def test_modules_that_interpret_their_attributes_are_refused(make, tmp_path):
     with pytest.raises(ValueError, match=r"module\.pt names torch\.(export|fx)\."):
         load_checkpoint(tmp_path / "module.pt", modules=True)
     assert dict(vars(builtins)) == before
+
+
+@pytest.mark.parametrize("home", ["torch.nn.modules.linear torch.", "dattri.metric.inputs torch.", "__main__ torch."])
+@pytest.mark.parametrize("name", ["nn.DataParallel", "nn.parallel.DataParallel", "ao.nn.quantized.Linear"])
+def test_classes_that_an_allowed_module_imports_are_refused(home, name, tmp_path, monkeypatch):
+    """The name of an allowed module may lead through its imports to any other one."""
+    monkeypatch.setattr(sys.modules["__main__"], "torch", torch, raising=False)
+    file = tmp_path / "module.pt"
+    file.write_bytes(with_pickle(b"\x80\x02c" + (home + name).replace(" ", "\n").encode() + b"\n)\x81}b."))
+    with pytest.raises(ValueError, match=r"module\.pt names .*neither one of torch's layers"):
+        load_checkpoint(file, modules=True)
 
 
 def test_classes_of_installed_packages_need_a_word_of_the_user(tmp_path):

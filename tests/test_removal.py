@@ -596,3 +596,18 @@ def test_pictures_are_drawn_where_they_are_wanted(tmp_path):
     flips = brittleness(SCORES, learn_mean, TRAIN, is_close, TESTS, tmp_path / "flips", tests=[0, 1], seed=0)
     assert flips.plot(right) is right
     assert [text.get_text() for text in right.get_legend().get_texts()] == ["scores", "random order"]
+
+
+@pytest.mark.parametrize("bank", ["full", "a"])
+def test_banks_that_are_links_are_not_followed(bank, tmp_path):
+    """Neither does training write behind a link, nor does overwriting remove anything there."""
+    path, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    arguments = ({"a": SCORES}, learn_mean, TRAIN, squared_error, TESTS, path)
+    removal_test(*arguments, **FOUR)
+    (path / bank).rename(elsewhere)
+    (path / bank).symlink_to(elsewhere)
+    before = files(elsewhere)
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match=f"{bank} is a link to another folder"):
+            removal_test(*arguments, overwrite=overwrite, **FOUR)
+    assert files(elsewhere) == before

@@ -39,7 +39,7 @@ from ..metric.kinds import KINDS, kind_of
 from ..metric.orientation import check_orientation, metric_of
 from ..metric.report import check_rows
 from ..metric.scores import is_blocks
-from ..model_util.checkpoint import atomic_write
+from ..model_util.checkpoint import atomic_write, read_bounded
 from ..model_util.validation import check_n_jobs
 
 # %% auto #0
@@ -166,7 +166,7 @@ class Leaderboard:
         """
         file = Path(path).expanduser()
         try:
-            return cls._of_record(json.loads(file.read_text()))
+            return cls._of_record(json.loads(read_bounded(file)))
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             what = f"{type(error).__name__}: {error}"
             raise ValueError(f"{file}: expected a table written by Leaderboard.save as .json ({what})") from error

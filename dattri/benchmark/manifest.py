@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from .. import __version__
-from ..model_util.checkpoint import atomic_write
+from ..model_util.checkpoint import atomic_write, read_bounded, refuse_special
 
 # %% auto #0
 __all__ = []
@@ -30,6 +30,7 @@ _FORMAT = 1
 
 def file_hash(file: Path) -> str:
     """SHA-256 of a file."""
+    refuse_special(file)
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
@@ -82,7 +83,7 @@ class Manifest:
     def read(cls, folder: Path) -> Manifest | None:
         """The manifest of a folder, None if missing; `ValueError` if it is damaged or of a newer format."""
         file = folder / MANIFEST
-        return cls.parse(file.read_bytes(), file) if file.exists() else None
+        return cls.parse(read_bounded(file), file) if file.exists() else None
 
     @classmethod
     def parse(cls, content: bytes, file: Path) -> Manifest:

@@ -55,10 +55,11 @@ class Workspace:
         """The workspace of a setting below a root; `name` names the root in errors."""
         home = checked_home(root, name)
         folder = home / "benchmark" / setting.name
-        if folder.is_symlink():
-            raise ValueError(
-                f"{name}: {folder} is a link, and links are not followed; use the folder itself, or another path"
-            )
+        for place in (folder.parent, folder, *(folder.iterdir() if folder.is_dir() else ())):
+            if place.is_symlink():
+                raise ValueError(
+                    f"{name}: {place} is a link, and links are not followed; use the folder itself, or another path"
+                )
         data = setting.load_datasets(home / "datasets" / setting.dataset) if data is None else data
         return cls(setting, data, home, folder)
 

@@ -16,7 +16,7 @@ import torch
 from .formats import find_format, read_npy
 from .ground_truth import GroundTruth, Targets, as_pair
 from .inputs import as_real_tensor, check_real
-from ..model_util.checkpoint import UnusableFileError, is_special, load_checkpoint
+from ..model_util.checkpoint import UnusableFileError, load_checkpoint, refuse_special
 
 # %% auto #0
 __all__ = ['read_scores', 'read_ground_truth']
@@ -69,9 +69,8 @@ def read_scores(file: str | os.PathLike, name: str | None = None) -> torch.Tenso
     path = Path(file).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"scores: file not found: {path}")
-    if is_special(path):
-        raise ValueError(f"scores: {path} is a pipe or device; expected a file or folder")
     try:
+        refuse_special(path)
         found = find_format(path)
         scores = _pick(path, found.arrays(path), name)()
     except ValueError as error:

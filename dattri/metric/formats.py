@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ..model_util.checkpoint import UnusableFileError, load_checkpoint
+from ..model_util.checkpoint import UnusableFileError, load_checkpoint, read_bounded, refuse_special
 from ..model_util.threads import row_blocks
 
 # %% auto #0
@@ -99,6 +99,7 @@ def _open_safetensors(path: Path) -> Any:
         from safetensors import safe_open  # noqa: PLC0415  (optional)
     except ImportError as error:
         raise ImportError(f"{path}: reading .safetensors requires safetensors; pip install safetensors") from error
+    refuse_special(path)
     try:
         return safe_open(path, framework="pt")
     except Exception as error:  # whatever a damaged or foreign header makes safetensors raise
@@ -155,15 +156,11 @@ def _kronfluence_arrays(path: Path) -> Mapping[str, Callable[[], Any]]:
     }
 
 # %% ../../nbs/metric/17_formats.ipynb #df5310df
-_MOST_JSON = 2**26  # bytes
-
-
 def _read_json(path: Path) -> dict[str, Any]:
     """A dictionary from a JSON file; `ValueError` if it holds anything else."""
-    if path.stat().st_size > _MOST_JSON:
-        raise ValueError(f"{path} has {path.stat().st_size:,} bytes; expected at most {_MOST_JSON:,}")
+    data = read_bounded(path, 2**26)
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: not valid JSON ({type(error).__name__})") from error
     if not isinstance(content, dict):

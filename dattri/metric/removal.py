@@ -323,8 +323,17 @@ class _Banks:
             found |= self._trained(folder, here) if here else {}
         return torch.stack([found[row] for row in rows])
 
+    def _refuse_link(self, folder: Path) -> None:
+        """`ValueError` if a bank, or the folder of its method, is a link to a place outside of the directory."""
+        for place in (folder, *folder.parents):
+            if place == self.path:
+                return
+            if place.is_symlink():
+                raise ValueError(f"path: {place} is a link to another folder, and links are not followed; remove it")
+
     def _trained(self, folder: Path, rows: Sequence[bytes]) -> dict[bytes, torch.Tensor]:
         """Mean targets of the models of some subsets, (num_tests,) each, from one bank; missing ones are trained."""
+        self._refuse_link(folder)
         try:
             directory = retrain_more(
                 self.train_func, self.dataloader, folder, rows, self.num_runs, self.seed, n_jobs=self.n_jobs,
@@ -347,6 +356,7 @@ class _Banks:
     def discard(self, pattern: str) -> None:
         """Remove the banks of a pattern, and what a call that was killed here left of them."""
         for folder in self.path.glob(f"{pattern}/"):
+            self._refuse_link(folder)
             discard_all(folder, SubsetsPlan.mode)
 
     def full(self) -> torch.Tensor:

@@ -119,7 +119,7 @@ def atomic_write(path: Path, data: bytes, *, replace: bool = True) -> None:
 def sweep(folder: Path) -> None:
     """Remove the temporary files in `folder` whose writers are dead; those of live writers stay."""
     with suppress(FileNotFoundError):
-        for part in [name for name in os.listdir(folder) if _OURS.fullmatch(name)]:
+        for part in [name for name in os.listdir(folder) if _OURS.fullmatch(name) and (folder / name).is_file()]:
             with suppress(FileNotFoundError, IsADirectoryError), (folder / part).open("rb") as file:
                 if _lock(file):
                     (folder / part).unlink(missing_ok=True)
@@ -163,6 +163,30 @@ def to_bytes(obj: Any) -> bytes:
     torch.save(obj, buffer)
     return buffer.getvalue()
 
+# %% ../../nbs/model_util/02_checkpoint.ipynb #91809655
+def refuse_special(path: str | os.PathLike) -> None:
+    """`ValueError` for a pipe or device: opening one may wait for another process, and reading one may never end."""
+    mode = os.stat(path).st_mode  # noqa: PTH116  (faster than Path.stat, for thousands of files)
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise ValueError(f"{path} is a pipe or device, or a link to one; expected a file or folder")
+
+# %% ../../nbs/model_util/02_checkpoint.ipynb #new7
+def read_bounded(path: Path, most: int = 2**28) -> bytes:
+    """Bytes of a file that may be hostile, such as a text.
+
+    Raises
+    ------
+    FileNotFoundError
+        If it does not exist.
+    ValueError
+        If it is a pipe or device, or has more than `most` bytes.
+    """
+    refuse_special(path)
+    size = path.stat().st_size
+    if size > most:
+        raise ValueError(f"{path} has {size:,} bytes; expected at most {most:,}")
+    return path.read_bytes()
+
 # %% ../../nbs/model_util/02_checkpoint.ipynb #64dd9ec1
 _END = b"PK\x05\x06"  # starts the 22-byte end record of a zip archive, whose last two bytes are the comment's length
 
@@ -179,6 +203,7 @@ def owner_of(path: str | Path) -> str | None:
 
 def _end_of(path: str | Path) -> bytes:
     """End record of a zip archive, from its signature on; empty if there is none."""
+    refuse_special(path)
     with open(path, "rb") as file:  # noqa: PTH123  (half the time of Path.open, for thousands of files)
         file.seek(max(0, file.seek(0, os.SEEK_END) - 1000))
         end = file.read()
@@ -194,11 +219,11 @@ def has_zip_directory(path: str | Path) -> bool:
 def content_id(path: str | Path) -> str:
     """Digest that changes whenever a checkpoint does: the recorded one, or that of its bytes."""
     owner, _, digest = _end_of(path)[22:].decode(errors="replace").rpartition(" ")
-    return digest if owner.startswith("dattri ") else hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return digest if owner.startswith("dattri ") else hashlib.sha256(verify_checksums(Path(path))).hexdigest()
 
 # %% ../../nbs/model_util/02_checkpoint.ipynb #b97d995a
 _LARGE, _OF_SUMS = 2**16, "sums-"
-_COLUMNS, _ROWS = 509, 64
+_ROWS, _COLUMNS = 64, 1021
 
 
 def with_owner(data: bytes, owner: str) -> bytes:
@@ -217,14 +242,15 @@ def _digest(content: memoryview) -> str:
 
 
 def _digest_of_sums(content: memoryview) -> str:
-    """SHA-256 of the length and the column sums of a checkpoint without its comment."""
+    """SHA-256 of the length and of sums of a checkpoint without its comment."""
     written = hashlib.sha256(len(content).to_bytes(8, "little"))
     count = len(content) // 8
     words = np.frombuffer(content, "<u8", count)
     for start in range(0, count, _ROWS * _COLUMNS):
         block = words[start : start + _ROWS * _COLUMNS]
         whole = len(block) // _COLUMNS * _COLUMNS
-        written.update(np.add.reduce(block[:whole].reshape(-1, _COLUMNS), 0).tobytes())  # modulo 2**64
+        for axis in (0, 1):
+            written.update(np.add.reduce(block[:whole].reshape(-1, _COLUMNS), axis).tobytes())  # modulo 2**64
         written.update(block[whole:].tobytes())
     written.update(content[8 * count :])
     return _OF_SUMS + written.hexdigest()
@@ -297,12 +323,6 @@ def _as_tensor(record: memoryview, dtype: torch.dtype) -> torch.Tensor:
     numbers = torch.frombuffer(record, dtype=dtype)
     return numbers if numbers.data_ptr() % _ALIGNMENT == 0 else numbers.clone()
 
-# %% ../../nbs/model_util/02_checkpoint.ipynb #91809655
-def is_special(path: Path) -> bool:
-    """Whether a path is a pipe or device, so that opening it may wait for another process."""
-    mode = path.stat().st_mode
-    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
-
 # %% ../../nbs/model_util/02_checkpoint.ipynb #new1
 class UnusableFileError(ValueError):
     """A file that cannot be read: the reason, and optionally the remedy for others than checkpoints."""
@@ -337,15 +357,17 @@ def verify_checksums(path: Path) -> memoryview:
 
 def _verified(path: Path) -> _Content:
     """Content of a checkpoint; errors as above."""
-    if is_special(path):
-        raise ValueError(f"{path} was not loaded: it is a pipe or device")
+    refuse_special(path)
+    if path.is_dir():
+        raise UnusableFileError(f"{path} is a folder")
     with path.open("rb") as file:
+        start = file.peek(12)[:12]
+        if start[:2] != b"PK":
+            raise _foreign(path, start)
         data = _read(file)
         as_written = _is_as_written(data)
         if as_written is False:
             raise UnusableFileError(f"{path} is damaged (its bytes differ from those written)")
-        if data[:2] != b"PK":
-            raise _foreign(path, bytes(data[:12]))
         members: dict[str, zipfile.ZipInfo] = {}
         try:
             with zipfile.ZipFile(file) as archive:
@@ -364,7 +386,11 @@ _ALIGNMENT = 64  # of tensors in memory, and of their records in a file of torch
 def _read(file: BinaryIO) -> memoryview:
     """Bytes of a file, in memory aligned for tensors."""
     size = os.fstat(file.fileno()).st_size
-    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    try:
+        memory = np.empty(size + _ALIGNMENT, np.uint8)
+    except MemoryError as error:
+        remedy = "Free memory; if it cannot be that large, delete it and repeat the call that wrote it."
+        raise UnusableFileError(f"{file.name} has {size:,} bytes, which do not fit in memory", remedy) from error
     start = -memory.ctypes.data % _ALIGNMENT
     data = memory.data[start : start + size]
     return data[: file.readinto(data)]  # type: ignore[attr-defined]
@@ -386,15 +412,8 @@ def _not_by_torch(archive: zipfile.ZipFile, data: memoryview) -> str | None:
     size = sum(member.file_size for member in members)
     if size > len(data):
         return f"{len(data):,} bytes would expand to {size:,}"
-    end = _end_in(data)
-    # this disk, first disk, records on this disk, records in total
-    counts = [struct.unpack_from("<4H", data, end + 4)]
-    if data[end - 20 : end - 16] == b"PK\x06\x07":  # large archives repeat these in wider fields
-        counts.append(struct.unpack_from("<2L2Q", data, end - 60))
-        first_disk, _, num_disks = struct.unpack_from("<LQL", data, end - 16)
-        counts.append((first_disk, num_disks - 1, len(members), len(members)))
-    if any((disk, first) != (0, 0) or {here, total} - {len(members), 0xFFFF} for disk, first, here, total in counts):
-        return "its end record does not match its contents"
+    if (broken := _wrong_end(archive, data)) is not None:
+        return broken
     if len({member.filename.lower() for member in members}) < len(members):
         return "two records share a name"  # torch ignores case
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
@@ -402,6 +421,23 @@ def _not_by_torch(archive: zipfile.ZipFile, data: memoryview) -> str | None:
     roots = {member.filename.partition("/")[0] for member in members}
     if len(roots) != 1 or f"{min(roots)}/data.pkl" not in archive.NameToInfo:
         return "it does not hold the single pickle of torch.save"
+    return None
+
+
+def _wrong_end(archive: zipfile.ZipFile, data: memoryview) -> str | None:
+    """How the end record of an archive differs from its contents."""
+    end, num = _end_in(data), len(archive.infolist())
+    # this disk, first disk, records on this disk, records in total, size and place of the table of contents
+    *count, _, table = struct.unpack_from("<4H2L", data, end + 4)
+    counts, wide_end = [tuple(count)], end - 76
+    if data[end - 20 : end - 16] == b"PK\x06\x07":  # large archives repeat these in wider fields
+        *count, _, table = struct.unpack_from("<2L4Q", data, wide_end + 16)
+        first_disk, wide_end, num_disks = struct.unpack_from("<LQL", data, end - 16)
+        counts += [tuple(count), (first_disk, num_disks - 1, num, num)]
+    if (table, wide_end) != (archive.start_dir, end - 76):  # torch would read another table than Python did
+        return "its table of contents is not where its end record says"
+    if any((disk, first) != (0, 0) or {here, total} - {num, 0xFFFF} for disk, first, here, total in counts):
+        return "its end record does not match its contents"
     return None
 
 # %% ../../nbs/model_util/02_checkpoint.ipynb #40320a99
@@ -413,7 +449,7 @@ def _known_module_class(name: str) -> type[nn.Module] | None:
         place: Any = sys.modules.get(home)
         if place is None:
             continue
-        if not _may_be_made(home, getattr(place, "__file__", None)):
+        if not _may_be_made(home):
             return None
         for part in parts[cut:]:
             place = vars(place).get(part) if isinstance(place, type) or hasattr(place, "__dict__") else None
@@ -421,12 +457,13 @@ def _known_module_class(name: str) -> type[nn.Module] | None:
                 return None
         carriers = (torch.fx.GraphModule, torch.jit.ScriptModule)
         plain = isinstance(place, type) and issubclass(place, nn.Module) and not issubclass(place, carriers)
-        return place if plain else None
+        return place if plain and _may_be_made(place.__module__) else None  # a module names those it imports, too
     return None
 
 
-def _may_be_made(module: str, file: str | None) -> bool:
+def _may_be_made(module: str) -> bool:
     """Whether a file may name classes of a module: torch's layers, this package, or the user's own code."""
+    file = getattr(sys.modules.get(module), "__file__", None)
     if module == "__main__" or f"{module}.".startswith(("torch.nn.modules.", "dattri.")):
         return True
     if file is None or f"{module}.".startswith("torch."):

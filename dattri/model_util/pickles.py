@@ -326,7 +326,10 @@ class _Plain:
         reach = start + sum((count - 1) * step for count, step in zip(shape, strides, strict=True))
         if 0 not in shape and reach >= len(memory):
             raise NotPlain
-        return memory.new_empty(0).set_(memory.untyped_storage(), start, shape, strides)
+        try:
+            return memory.new_empty(0).set_(memory.untyped_storage(), start, shape, strides)
+        except (RuntimeError, TypeError, ValueError) as error:  # a number, or their product, is beyond 64 bits
+            raise NotPlain from error
 
     def _storage(self, note: Note) -> Any:
         """All numbers of a storage."""

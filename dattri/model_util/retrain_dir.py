@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields
 from functools import cached_property, partial
-from itertools import product
+from itertools import islice, product
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -25,10 +26,10 @@ import yaml
 from filelock import FileLock
 
 from .. import __version__
-from .checkpoint import atomic_write, has_zip_directory, owner_of, sweep
+from .checkpoint import atomic_write, has_zip_directory, owner_of, read_bounded, sweep
 from .fingerprint import describe, function_arguments, function_name, samples_digest, shortened
 from .loader import LoaderRecipe
-from .plan import MOST_MODELS, PLANS, Plan, SubsetsPlan, Task, plan_of
+from .plan import PLANS, Plan, SubsetsPlan, Task, plan_of
 from .seeds import check_seed
 from .validation import checked_home, checked_path
 
@@ -108,12 +109,12 @@ def _read_members(path: Path, metadata: Mapping[str, Any]) -> np.ndarray:
         raise ValueError("subsets_sha256 is no SHA-256")
     file = path / _members_file(metadata["subsets_sha256"])
     remedy = "restore it, or repeat the retrain_subsets call that wrote it, with the same subsets, into another path"
+    shape = (metadata["num_subsets"], (metadata["data_length"] + 7) // 8)
     try:
-        members = np.load(io.BytesIO(file.read_bytes()), allow_pickle=False)
+        members = np.load(io.BytesIO(read_bounded(file, math.prod(shape) + 1000)), allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         kind = ValueError if isinstance(error, FileNotFoundError) else DamagedSubsetsError  # or the plan was edited
         raise kind(f"{file} cannot be read ({shortened(str(error))}); {remedy}") from error
-    shape = (metadata["num_subsets"], (metadata["data_length"] + 7) // 8)
     found = getattr(members, "shape", None), str(getattr(members, "dtype", ""))
     if found != (shape, "uint8") or hashlib.sha256(members.tobytes()).hexdigest() != metadata["subsets_sha256"]:
         raise DamagedSubsetsError(f"{file} holds other subsets than the plan was made with; {remedy}")
@@ -149,14 +150,12 @@ for _how, _module, _name in product(("apply", "new"), ("pathlib", "pathlib._loca
     _Loader.add_constructor(_tag, partial(_path_text, flavour=_PATHS[_name]))
 
 
-_MOST_DEPTH, _MOST_BYTES = 20, 2**28
+_MOST_DEPTH = 20
 
 
 def _load_yaml(file: Path) -> Any:
     """Content of a file without aliases and nested no deeper than a plan."""
-    if file.stat().st_size > _MOST_BYTES:
-        raise yaml.YAMLError(f"it has {file.stat().st_size:,} bytes")
-    data, depth = file.read_bytes(), 0
+    data, depth = read_bounded(file), 0
     for event in yaml.parse(data, _Loader):
         if isinstance(event, yaml.AliasEvent):
             raise yaml.YAMLError("it contains an alias")
@@ -187,7 +186,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{file} not found; expected a directory written by {WRITERS}")
     try:
         metadata = _load_yaml(file)
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:  # a number or a key cannot be constructed
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, RecursionError) as error:  # no such number, or key
         raise _unreadable(file, f"it is not plain YAML: {shortened(str(error))}") from error
     if not isinstance(metadata, dict) or not isinstance(metadata.get("mode"), str) or metadata["mode"] not in PLANS:
         raise _unreadable(file, f"it is truncated or was not written by {WRITERS}")
@@ -206,6 +205,9 @@ def _unreadable(file: Path, reason: str) -> ValueError:
     )
 
 
+_MOST_OLDER = 10**5  # models of an older tool, each of which is looked for
+
+
 def _check_older(file: Path, metadata: dict[str, Any]) -> None:
     """`ValueError` unless an older tool's file says what each folder holds."""
     key = PLANS[metadata["mode"]].folders_key
@@ -215,8 +217,11 @@ def _check_older(file: Path, metadata: dict[str, Any]) -> None:
     if not all(isinstance(subset, int) and isinstance(folder, str) for subset, folder in folders.items()):
         raise _unreadable(file, f"`{key}` must map numbers to folders")
     runs = metadata.get("num_runs_per_subset", 1)
-    if not isinstance(runs, int) or not 0 < runs * len(folders) <= MOST_MODELS:
-        raise _unreadable(file, "`num_runs_per_subset` must be a number, with ten million models in total at most")
+    if not isinstance(runs, int) or not 0 < runs * len(folders) <= _MOST_OLDER:
+        raise _unreadable(file, f"`num_runs_per_subset` must be a number, with {_MOST_OLDER:,} models in total at most")
+    length = metadata.get("data_length", 0)
+    if not isinstance(length, (int, float)) or not length >= 0:
+        raise _unreadable(file, f"`data_length` is {shortened(repr(length))}, expected a number")
     for folder in folders.values():
         resolve_inside(file.parent, folder)
 
@@ -235,6 +240,8 @@ def _check_format(file: Path, metadata: dict[str, Any]) -> None:
         check_seed(metadata["seed"])
         plan = _plan_in(file.parent, metadata)
         whole = isinstance(folders, dict) and len(folders) == len(plan.subsets)
+        sound = isinstance(metadata["train_func"], str) and isinstance(metadata["train_kwargs"], dict)
+        signed = sound and (metadata["format"] <= 1 or metadata.get("digest") == _signed(metadata)["digest"])
     except DamagedSubsetsError:
         raise
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
@@ -244,7 +251,7 @@ def _check_format(file: Path, metadata: dict[str, Any]) -> None:
         for folder in folders.values() if isinstance(folders, dict) else []:
             resolve_inside(file.parent, folder)
         raise _unreadable(file, f"`{plan.folders_key}` is truncated or was edited")
-    if metadata["format"] > 1 and metadata.get("digest") != _signed(metadata)["digest"]:
+    if not signed:
         raise _unreadable(file, "it was edited: its digest is that of other content")
 
 # %% ../../nbs/model_util/04_retrain_dir.ipynb #42fc1fb1
@@ -252,7 +259,7 @@ def resolve_inside(path: Path, folder: Any) -> Path:
     """Folder named in `metadata.yml`, relative to `path` or as it is; `ValueError` if it lies outside `path`."""
     root = path.resolve()
     candidates = [path / str(folder), Path(str(folder)), path / Path(str(folder)).name]
-    inside = [place for place in candidates if place.resolve().is_relative_to(root) and place.resolve() != root]
+    inside = [place for place in candidates if _leads_inside(place, root)]
     inside = inside if candidates[0] in inside else [place for place in inside if place.exists()]
     if not inside:
         raise ValueError(
@@ -260,6 +267,15 @@ def resolve_inside(path: Path, folder: Any) -> Path:
             "expected names like ./0. The file was edited, or belongs to another directory."
         )
     return next((place for place in inside if place.exists()), inside[0])
+
+
+def _leads_inside(place: Path, root: Path) -> bool:
+    """Whether a path leads below `root`; a name with a NUL and a circle of links lead nowhere."""
+    try:
+        real = place.resolve()
+    except (ValueError, OSError, RuntimeError):
+        return False
+    return real != root and real.is_relative_to(root)
 
 # %% ../../nbs/model_util/04_retrain_dir.ipynb #9d71b89a
 def kept_file(name: str, checkpoint: str) -> str:
@@ -471,7 +487,7 @@ class RetrainDir:
         content = ("\n".join(map(str, self.plan.positions(task).tolist())) + "\n").encode()
         if not file.exists():
             atomic_write(file, content)
-        elif file.read_bytes() != content:
+        elif read_bounded(file) != content:
             raise ValueError(
                 f"{file} lists different samples than the plan in metadata.yml: it was edited, or written with another "
                 f"version of numpy. Delete the folder {file.parent} to train this subset again."
@@ -481,7 +497,8 @@ class RetrainDir:
         """Training positions of a subset, int64; `ValueError` if the file is damaged."""
         file, length = self.indices_file(subset), self.metadata.get("data_length", np.inf)
         try:
-            numbers = np.array(file.read_text().split(), dtype=np.float64)  # older tools wrote 3.0 for 3
+            text = read_bounded(file, int(min(30 * length, 2**28)))
+            numbers = np.array(text.decode().split(), dtype=np.float64)  # older tools wrote 3.0 for 3
         except ValueError as error:
             reason = shortened(str(error))
             raise ValueError(f"{file} is damaged: expected one position per line ({reason})") from error
@@ -510,7 +527,7 @@ def _refuse_link(folder: Path) -> None:
 def _digest_of(file: Path) -> str:
     """Digest of a file's bytes; "" if it is missing."""
     try:
-        return hashlib.sha256(file.read_bytes()).hexdigest()
+        return hashlib.sha256(read_bounded(file)).hexdigest()
     except FileNotFoundError:
         return ""
 
@@ -720,22 +737,35 @@ def find_missing(directory: RetrainDir, tasks: Sequence[Task]) -> tuple[list[Tas
 # %% ../../nbs/model_util/04_retrain_dir.ipynb #9a2ec2b8
 def require_complete(directory: RetrainDir) -> None:
     """`FileNotFoundError` naming the missing models and the call that trains them, if there are any."""
-    runs = range(directory.num_runs)
-    files = [directory.checkpoint(subset, run) for subset in directory.subsets for run in runs]
-    if directory.kind.indices_file(Task(0, 0, 0)) is not None:
-        files += [directory.indices_file(subset) for subset in directory.subsets]
-    missing = [file for file in files if not file.exists()]
+    subsets, runs = directory.subsets, range(directory.num_runs)
+    has_indices = directory.kind.indices_file(Task(0, 0, 0)) is not None
+    num_files = len(subsets) * (len(runs) + has_indices)
+    missing = _missing(directory.checkpoint(subset, run) for subset in subsets for run in runs)
+    missing += _missing(directory.indices_file(subset) for subset in subsets if has_indices)
     if missing:
         shown = ", ".join(file.relative_to(directory.path).as_posix() for file in missing[:5])
-        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        more = f" and {_least(missing)}{len(missing) - 5} more" if len(missing) > 5 else ""
         remedy = "Another tool wrote it: train the missing models with that tool, or copy the missing files."
         if "format" in directory.metadata:
             remedy = f"Train the missing models with {_call(directory, str(directory.path))}; existing models are kept."
         raise FileNotFoundError(
-            f"{directory.path} is incomplete: {shown}{more} missing, of {len(files)} files. {remedy}"
+            f"{directory.path} is incomplete: {shown}{more} missing, of {num_files} files. {remedy}"
         )
-    for subset, run in product(directory.subsets, runs):
+    for subset, run in product(subsets, runs):
         directory.is_whole(subset, run)  # an error if it is from another run; truncation shows when it is read
+
+
+_MOST_MISSING = 10_000
+
+
+def _missing(files: Iterable[Path]) -> list[Path]:
+    """The files that do not exist, up to a number: a plan may name more than anybody could look for."""
+    return list(islice((file for file in files if not file.exists()), _MOST_MISSING))
+
+
+def _least(missing: Sequence[Path]) -> str:
+    """What to write before the number of missing files."""
+    return "at least " * (len(missing) >= _MOST_MISSING)
 
 
 def _call(directory: RetrainDir, path: str) -> str:
@@ -751,17 +781,19 @@ def _card(directory: RetrainDir) -> list[list[str]]:
     from dattri.metric.display import shown_path  # noqa: PLC0415  (it stands on this module)
 
     metadata, path, runs = directory.metadata, shown_path(directory.path), directory.num_runs
-    files = [directory.checkpoint(subset, run) for subset in directory.subsets for run in range(runs)]
-    missing = [f"{file.parent.name}/{file.name}" for file in files if not file.exists()]
+    num_models = len(directory.subsets) * runs
+    files = _missing(directory.checkpoint(subset, run) for subset in directory.subsets for run in range(runs))
+    missing, most = [f"{file.parent.name}/{file.name}" for file in files], "at most " * bool(_least(files))
     is_loo = directory.kind.mode == "loo"
     lots = "each without one sample" if is_loo else f"{len(directory.subsets)} subsets of {runs} run{'s' * (runs > 1)}"
     rows = [
         ["retrained models", path],
         ["trained by", f"{metadata['train_func']}, {metadata.get('data_length', '?')} samples, {_seed_of(metadata)}"],
-        ["models", f"{len(files) - len(missing)} of {len(files)} found ({lots})"],
+        ["models", f"{most}{num_models - len(missing)} of {num_models} found ({lots})"],
     ]
     if missing:
-        rows.append(["missing", ", ".join(missing[:3]) + f" and {len(missing) - 3} more" * (len(missing) > 3)])
+        more = f" and {_least(files)}{len(missing) - 3} more" * (len(missing) > 3)
+        rows.append(["missing", ", ".join(missing[:3]) + more])
     if not missing:
         kind = "loo" if is_loo else "lds"
         rows.append(["next", f"calculate_{kind}_ground_truth(target_func, {path!r}, test_dataloader)"])
