@@ -38,6 +38,11 @@ def _expanded(path: Path | None) -> Path | None:
     return None if path is None else path.expanduser()
 
 
+def _shown(path: Path) -> Path:
+    """A path as it would be typed here: from the working directory if it is below it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
 def _import_module(name: str | None) -> None:
     """Import a user's module; the working directory is searched first."""
     if name:
@@ -255,9 +260,9 @@ def load(
         typer.echo(json.dumps({"metric": metric, "ground_truth_shapes": shapes, **files}, indent=1))
         return
     for kind, found in models.items():
-        typer.echo(f"{len(found)} {kind} models: {Path(found[0]).parents[1]}")
+        typer.echo(f"{len(found)} {kind} models: {_shown(Path(found[0]).parents[1])}")
     typer.echo(f"ground truth ({metric}): {_in_words(truth)}")
-    typer.echo(folder_contents(Path(models["full"][0]).parents[2]))
+    typer.echo(folder_contents(_shown(Path(models["full"][0]).parents[2])))
 
 # %% ../nbs/cli.ipynb #newshape
 def _in_words(truth: Any) -> str:
@@ -495,7 +500,7 @@ def retrain(
     directory = retrain_setting(
         setting, mode, out, partition=_partition(partition), n_jobs=n_jobs, overwrite=overwrite
     )
-    typer.echo(f"Models: {directory}")
+    typer.echo(f"Models: {_shown(directory)}")
 
 # %% ../nbs/cli.ipynb #7a7f513c
 @app.command()
@@ -522,7 +527,8 @@ def build(
     setting = find_setting(model, dataset)
     folder = build_benchmark(setting, out, metrics=metric, device=device, n_jobs=n_jobs, overwrite=overwrite)
     typer.echo(
-        f"{folder_contents(folder)}\nUse it with --download-path {out}; publish it with dattri publish {out} REPO_ID."
+        f"{folder_contents(_shown(folder))}\n"
+        f"Use it with --download-path {out}; publish it with dattri publish {out} REPO_ID."
     )
 
 # %% ../nbs/cli.ipynb #aad8db1e

@@ -360,3 +360,12 @@ def test_links_between_pages_lead_somewhere(notebook):
         page = Path(os.path.normpath(base / path)).as_posix()
         assert page in known, f"{target}: no such page"
         assert not anchor or anchor in known[page], f"{target}: no such heading"
+
+
+@pytest.mark.parametrize("notebook", sorted((ROOT / "nbs").rglob("*.ipynb")), ids=lambda path: path.stem)
+def test_pictures_say_what_they_show(notebook):
+    """Each picture of the site has an alt text, for those who cannot see it."""
+    for cell in json.loads(notebook.read_text())["cells"]:
+        source, outputs = "".join(cell["source"]), cell.get("outputs", [])
+        if any("image/png" in output.get("data", {}) for output in outputs) and "#| hide" not in source:
+            assert re.search(r"^#\| fig-alt: .+$", source, re.MULTILINE), source
