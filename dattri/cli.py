@@ -11,8 +11,9 @@ import re
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from importlib.metadata import version as installed_version
+from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,6 +37,11 @@ def _show_version(asked: bool) -> None:
 def _expanded(path: Path | None) -> Path | None:
     """A path with its ``~``, which a shell leaves alone in ``--out=~/models``."""
     return None if path is None else path.expanduser()
+
+
+def _shown(path: Path) -> Path:
+    """A path as it would be typed here: from the working directory if it is below it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _import_module(name: str | None) -> None:
@@ -143,16 +149,64 @@ def demo(
     _show(result.board)
     typer.echo(f"\nPicture: {picture}\n{folder_contents(out / 'benchmark' / 'digits_lr')}")
 
+# %% ../nbs/cli.ipynb #newcomp3
+METRIC_NAMES = ("lds", "loo", "mislabel")  # named here because the modules that own them import torch
+GROUP_NAMES = ("full", "half", "lds", "loo", "full_mislabel", "half_mislabel")
+BASELINE_CHOICES: dict[str, bool | str] = {"some": True, "all": "all", "none": False}
+
+
+def _fitting(ctx: typer.Context, name: str) -> list[str]:
+    """Models or data sets of the registered settings that have the other of the two, as far as it is typed."""
+    from dattri.benchmark.settings import list_benchmarks  # noqa: PLC0415  (imports torch)
+
+    with suppress(typer.Exit), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        _import_module(ctx.find_root().params.get("module"))
+    other = "dataset" if name == "model" else "model"
+    typed = ctx.params.get(other)
+    settings = [setting for setting in list_benchmarks() if typed in (None, getattr(setting, other))]
+    return [*dict.fromkeys(getattr(setting, name) for setting in settings)]
+
+
+def _models(ctx: typer.Context) -> list[str]:
+    """What completes --model."""
+    return _fitting(ctx, "model")
+
+
+def _datasets(ctx: typer.Context) -> list[str]:
+    """What completes --dataset."""
+    return _fitting(ctx, "dataset")
+
+
+def _metrics() -> list[str]:
+    """What completes --metric."""
+    return [*METRIC_NAMES]
+
+
+def _groups() -> list[str]:
+    """What completes --mode."""
+    return [*GROUP_NAMES]
+
+
+def _baseline_choices() -> list[str]:
+    """What completes --baselines."""
+    return [*BASELINE_CHOICES]
+
 # %% ../nbs/cli.ipynb #adac6d11
-Model = Annotated[str, typer.Option(help="Model of the setting; see `dattri list`.")]
-Dataset = Annotated[str, typer.Option(help="Data set of the setting.")]
-Metric = Annotated[str, typer.Option(help="lds, loo or mislabel.")]
+Model = Annotated[str, typer.Option(help="Model of the setting; see `dattri list`.", autocompletion=_models)]
+Dataset = Annotated[str, typer.Option(help="Data set of the setting.", autocompletion=_datasets)]
+Metric = Annotated[str, typer.Option(help="lds, loo or mislabel.", autocompletion=_metrics)]
 ModelOrTruth = Annotated[
-    str | None, typer.Option("--model", help="Model of the setting; see `dattri list`.")
+    str | None, typer.Option("--model", help="Model of the setting; see `dattri list`.", autocompletion=_models)
 ]
-DatasetOrTruth = Annotated[str | None, typer.Option("--dataset", help="Data set of the setting.")]
+DatasetOrTruth = Annotated[
+    str | None, typer.Option("--dataset", help="Data set of the setting.", autocompletion=_datasets)
+]
 MetricOrTruth = Annotated[
-    str | None, typer.Option("--metric", help="lds, loo or mislabel. Default with --ground-truth: chosen by its shape.")
+    str | None,
+    typer.Option(
+        "--metric", help="lds, loo or mislabel. Default with --ground-truth: chosen by its shape.",
+        autocompletion=_metrics,
+    ),
 ]
 TruthFile = Annotated[
     Path | None,
@@ -209,9 +263,9 @@ def load(
         typer.echo(json.dumps({"metric": metric, "ground_truth_shapes": shapes, **files}, indent=1))
         return
     for kind, found in models.items():
-        typer.echo(f"{len(found)} {kind} models: {Path(found[0]).parents[1]}")
+        typer.echo(f"{len(found)} {kind} models: {_shown(Path(found[0]).parents[1])}")
     typer.echo(f"ground truth ({metric}): {_in_words(truth)}")
-    typer.echo(folder_contents(Path(models["full"][0]).parents[2]))
+    typer.echo(folder_contents(_shown(Path(models["full"][0]).parents[2])))
 
 # %% ../nbs/cli.ipynb #newshape
 def _in_words(truth: Any) -> str:
@@ -354,13 +408,17 @@ def leaderboard(
         typer.Option("--from", help="Repository written by publish-scores, e.g. you/your-method. May be repeated.")
     ] = None,
     metric: Annotated[
-        list[str] | None, typer.Option(help="May be repeated. Default: lds and loo, or all without --scores.")
+        list[str] | None,
+        typer.Option(
+            help="May be repeated. Default: lds and loo, or all without --scores.", autocompletion=_metrics
+        ),
     ] = None,
     ground_truth: TruthFile = None,
     baselines: Annotated[
         str,
         typer.Option(
             help="Baselines to include: some (random scores, gradient dot product), all, or none. Alone: all.",
+            autocompletion=_baseline_choices,
         ),
     ] = "some",
     out: Annotated[
@@ -422,10 +480,9 @@ def _show(result: Any) -> None:
 
 def _beside(baselines: str) -> bool | str:
     """The argument of `evaluate` for some, all or none."""
-    known: dict[str, bool | str] = {"some": True, "all": "all", "none": False}
-    if baselines not in known:
+    if baselines not in BASELINE_CHOICES:
         raise ValueError(f"--baselines: expected some, all or none, got {baselines!r}")
-    return known[baselines]
+    return BASELINE_CHOICES[baselines]
 
 # %% ../nbs/cli.ipynb #5913e52f
 def _partition(text: str | None) -> tuple[int, int] | None:
@@ -446,7 +503,10 @@ def _partition(text: str | None) -> tuple[int, int] | None:
 def retrain(
     model: Model,
     dataset: Dataset,
-    mode: Annotated[str, typer.Option(help="Group: lds, loo, full, half, full_mislabel or half_mislabel.")],
+    mode: Annotated[
+        str,
+        typer.Option(help="Group: lds, loo, full, half, full_mislabel or half_mislabel.", autocompletion=_groups),
+    ],
     out: Annotated[Path, typer.Option(help="Directory of the build. Run again to resume.", callback=_expanded)],
     partition: Annotated[
         str | None,
@@ -464,7 +524,7 @@ def retrain(
     directory = retrain_setting(
         setting, mode, out, partition=_partition(partition), n_jobs=n_jobs, overwrite=overwrite
     )
-    typer.echo(f"Models: {directory}")
+    typer.echo(f"Models: {_shown(directory)}")
 
 # %% ../nbs/cli.ipynb #7a7f513c
 @app.command()
@@ -476,7 +536,8 @@ def build(
         Path, typer.Option(help="Directory for models and benchmark. Run again to resume.", callback=_expanded)
     ],
     metric: Annotated[
-        list[str] | None, typer.Option(help="May be repeated. Default: all metrics of the setting.")
+        list[str] | None,
+        typer.Option(help="May be repeated. Default: all metrics of the setting.", autocompletion=_metrics),
     ] = None,
     device: Device = None,
     n_jobs: Jobs = None,
@@ -490,7 +551,8 @@ def build(
     setting = find_setting(model, dataset)
     folder = build_benchmark(setting, out, metrics=metric, device=device, n_jobs=n_jobs, overwrite=overwrite)
     typer.echo(
-        f"{folder_contents(folder)}\nUse it with --download-path {out}; publish it with dattri publish {out} REPO_ID."
+        f"{folder_contents(_shown(folder))}\n"
+        f"Use it with --download-path {out}; publish it with dattri publish {out} REPO_ID."
     )
 
 # %% ../nbs/cli.ipynb #aad8db1e

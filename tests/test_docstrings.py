@@ -36,6 +36,11 @@ def test_functions_have_examples_and_see_also(name):
     assert ("Examples" in lines) != (name in WITHOUT_EXAMPLES)
 
 
+@pytest.mark.parametrize("name", [name for name in dattri.__all__ if inspect.isclass(getattr(dattri, name))])
+def test_classes_of_the_front_door_have_examples_and_see_also(name):
+    assert {"Examples", "See Also"} <= {*inspect.getdoc(getattr(dattri, name)).splitlines()}
+
+
 def test_exceptions_are_public_functions():
     assert {*WITHOUT_EXAMPLES} <= {*FUNCTIONS}
 

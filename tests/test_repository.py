@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ import tarfile
 import tomllib
 import zipfile
 from configparser import ConfigParser
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -323,3 +325,47 @@ def test_names_that_are_linked_by_the_docs_are_not_linked_twice(notebook):
     cells = json.loads(notebook.read_text())["cells"]
     text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
     assert not re.findall(r"\[`[\w.]+`\]\([^)]*\)", text)
+
+
+@cache
+def pages():
+    """The pages of the site by path, with the anchors of their headings and symbols."""
+    found = {}
+    for notebook in sorted((ROOT / "nbs").rglob("*.ipynb")):
+        path = notebook.relative_to(ROOT / "nbs").with_suffix(".html")
+        cells = json.loads(notebook.read_text())["cells"]
+        text = "\n".join("".join(cell["source"]) for cell in cells)
+        headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+        anchors = {re.sub(r"[^\w.-]", "", heading.lower().replace(" ", "-")) for heading in headings}
+        found[path.with_name(re.sub(r"^\d+_", "", path.name)).as_posix()] = anchors | symbols_in(text)
+    return found
+
+
+def symbols_in(text):
+    """Names of functions and classes, which are anchors, in lower case too."""
+    names = {name for name in re.findall(r"^ *(?:def|class) (\w+)", text, re.MULTILINE)}
+    return names | {name.lower() for name in names}
+
+
+@pytest.mark.parametrize("notebook", sorted((ROOT / "nbs").rglob("*.ipynb")), ids=lambda path: path.stem)
+def test_links_between_pages_lead_somewhere(notebook):
+    """As they are on the site, where the names of pages have lost the numbers of their notebooks."""
+    known, folder = pages(), notebook.parent.relative_to(ROOT / "nbs")
+    cells = json.loads(notebook.read_text())["cells"]
+    text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    own = r"(?:https://trais-lab\.github\.io/dattri/)?"
+    for target in re.findall(rf"\]\(\s*({own}[\w./-]+\.html(?:#[\w.-]+)?)\)", text):
+        path, _, anchor = target.removeprefix("https://trais-lab.github.io/dattri/").partition("#")
+        base = Path() if target.startswith("https") else folder
+        page = Path(os.path.normpath(base / path)).as_posix()
+        assert page in known, f"{target}: no such page"
+        assert not anchor or anchor in known[page], f"{target}: no such heading"
+
+
+@pytest.mark.parametrize("notebook", sorted((ROOT / "nbs").rglob("*.ipynb")), ids=lambda path: path.stem)
+def test_pictures_say_what_they_show(notebook):
+    """Each picture of the site has an alt text, for those who cannot see it."""
+    for cell in json.loads(notebook.read_text())["cells"]:
+        source, outputs = "".join(cell["source"]), cell.get("outputs", [])
+        if any("image/png" in output.get("data", {}) for output in outputs) and "#| hide" not in source:
+            assert re.search(r"^#\| fig-alt: .+$", source, re.MULTILINE), source

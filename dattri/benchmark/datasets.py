@@ -29,7 +29,25 @@ __all__ = ['Datasets', 'digits', 'mnist', 'cifar2', 'shakespeare', 'wikitext2', 
 
 # %% ../../nbs/benchmark/06_datasets.ipynb #a413d110
 class Datasets(NamedTuple):
-    """Training and test data, tensors of inputs and labels."""
+    """Training and test data, tensors of inputs and labels.
+
+    Parameters
+    ----------
+    train, test : TensorDataset
+        Samples in a fixed order.
+
+    See Also
+    --------
+    digits : Returns an example.
+    Setting : Its ``create_datasets`` returns these.
+
+    Examples
+    --------
+    >>> from dattri import digits
+    >>> train, test = digits()
+    >>> len(train), len(test)
+    (1297, 500)
+    """
 
     train: TensorDataset
     test: TensorDataset

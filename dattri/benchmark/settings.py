@@ -89,6 +89,19 @@ class Setting(Table):
         For LOO: number of training samples to leave out, 4 or more, evenly spaced. Default: all.
     flip_fraction : float
         For mislabel detection: fraction of wrong labels.
+
+    See Also
+    --------
+    register_setting, find_setting : Make it known by its names, and look it up.
+    build_benchmark : Train its models and compute its ground truth.
+
+    Examples
+    --------
+    >>> from dataclasses import replace
+    >>> from dattri import find_setting
+    >>> fewer = replace(find_setting("lr", "digits"), model="lr-small", num_subsets=20)
+    >>> fewer.name, fewer.num_subsets
+    ('digits_lr-small', 20)
     """
 
     model: str

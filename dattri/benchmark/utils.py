@@ -120,6 +120,11 @@ class SubsetSampler(Sampler[int]):
     indices : sequence of int
         Data-set indices; position p of a loader with this sampler is ``indices[p]``.
 
+    See Also
+    --------
+    load_benchmark : Returns such samplers, for the rows and columns of scores.
+    retrain_lds : Takes a loader with any sampler that has a fixed list of samples.
+
     Examples
     --------
     >>> import torch

@@ -45,6 +45,18 @@ class Predictions(NamedTuple):
     values : tensor, shape (num_subsets, num_test)
         One row per subset of the ground truth, in the same order; larger means that the model trained on the subset
         does better on the test sample. Any real dtype; a memory map or any other form that scores may have.
+
+    See Also
+    --------
+    lds, lds_interval, compare_lds : Take predictions in place of scores.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from dattri import Predictions, lds
+    >>> truth = torch.tensor([[0.1], [0.3], [0.2]]), torch.tensor([[0, 1], [1, 2], [0, 2]])
+    >>> lds(Predictions(torch.tensor([[1.0], [9.0], [4.0]])), truth).correlation
+    tensor([1.])
     """
 
     values: Any
