@@ -22,8 +22,10 @@ from dattri.benchmark.build import build_benchmark
 from dattri.benchmark.hub import publish_benchmark
 
 SLOWEST = (  # parts of the names of what takes more than 15 seconds, the slowest first; their tests stay together
-    "tutorials/clusters", "test_quickstart", "tutorials/benchmarks", "test_readme_prints", "00_ground_truth.ipynb",
-    "demo.ipynb", "04_hub.ipynb", "index.ipynb", "[ray]", "[dask]", "06_retrain.ipynb",
+    "tutorials/command", "tutorials/clusters", "published.ipynb", "tutorials/removal", "tutorials/wrong_labels",
+    "test_quickstart", "tutorials/scikit_learn", "plot.ipynb", "tutorials/leave_one_out", "tutorials/benchmarks",
+    "test_readme_prints", "00_ground_truth.ipynb", "demo.ipynb", "04_hub.ipynb", "index.ipynb", "[ray]", "[dask]",
+    "06_retrain.ipynb",
 )  # fmt: skip
 
 

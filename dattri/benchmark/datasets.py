@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pooch
 import torch
-from sklearn.datasets import load_digits
 from torch.utils.data import TensorDataset
 
 from .hub import HUB, fetch_file
@@ -66,6 +65,8 @@ def digits(folder: Path | None = None) -> Datasets:
     >>> [tuple(tensor.shape) for tensor in data.train.tensors], len(data.test)
     ([(1297, 64), (1297,)], 500)
     """
+    from sklearn.datasets import load_digits  # noqa: PLC0415  (a second, also for commands that need no digits)
+
     data = load_digits()
     order = torch.randperm(len(data.target), generator=torch.Generator().manual_seed(0))
     inputs = torch.tensor(data.data, dtype=torch.float32)[order] / 16
