@@ -246,15 +246,23 @@ def list_settings(as_json: Json = False) -> None:
 @_one_line_errors()
 def load(
     model: Model, dataset: Dataset, metric: Metric, download_path: Home = _HOME, redownload: Redownload = False,
+    save_truth: Annotated[
+        Path | None,
+        typer.Option(help="Write the ground truth to this .pt file, for --ground-truth elsewhere.", callback=_expanded),
+    ] = None,
     device: Device = None, n_jobs: Jobs = None, as_json: Json = False,
 ) -> None:
     """Download or build a benchmark, verify it, and print where it is."""
     from dattri.benchmark.load import load_benchmark  # noqa: PLC0415
     from dattri.benchmark.workspace import folder_contents  # noqa: PLC0415
 
+    if save_truth is not None:
+        _check_suffix("--save-truth", save_truth, [".pt", ".pth"])
     attributes, truth = load_benchmark(
         model, dataset, metric, download_path, redownload, device=device, n_jobs=n_jobs
     )
+    if save_truth is not None:
+        _save_truth(attributes["targets"], truth, save_truth)
     models = {kind: attributes[f"models_{kind}"] for kind in ("full", "half")}
     if as_json:
         named = dict(zip(("values", "indices"), truth, strict=True)) if isinstance(truth, tuple) else {"wrong": truth}
@@ -265,7 +273,22 @@ def load(
     for kind, found in models.items():
         typer.echo(f"{len(found)} {kind} models: {_shown(Path(found[0]).parents[1])}")
     typer.echo(f"ground truth ({metric}): {_in_words(truth)}")
+    if save_truth is not None:
+        typer.echo(f"ground truth saved: {_shown(save_truth)}")
     typer.echo(folder_contents(_shown(Path(models["full"][0]).parents[2])))
+
+# %% ../nbs/cli.ipynb #newsave
+def _save_truth(targets: Any, truth: Any, file: Path) -> None:
+    """Write a ground truth as `read_ground_truth` reads it, with every run if there are several."""
+    from dattri.metric import GroundTruth  # noqa: PLC0415
+    from dattri.model_util.checkpoint import atomic_write, to_bytes  # noqa: PLC0415
+
+    if targets is not None:
+        targets.save(file)
+    elif isinstance(truth, tuple):
+        GroundTruth(*truth).save(file)
+    else:
+        atomic_write(file, to_bytes(truth))
 
 # %% ../nbs/cli.ipynb #newshape
 def _in_words(truth: Any) -> str:
