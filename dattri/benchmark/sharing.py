@@ -267,8 +267,9 @@ class SharedLeaderboard(Leaderboard):
 
 def _from_fields(fields: dict[str, Any]) -> Publication:
     """A publication from its fields; None is nan."""
-    kinds = {name: float if name == "seconds" else str for name in fields}
-    return Publication(**{name: typed(name, value, kinds[name]) for name, value in fields.items()})
+    return Publication(
+        **{name: typed(name, value, float if name == "seconds" else str) for name, value in fields.items()}
+    )
 
 
 def _cells(each: Publication) -> list[str]:

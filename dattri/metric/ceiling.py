@@ -439,6 +439,11 @@ class _Model:
         """Ceiling averaged over the variation of test samples."""
         return float(self.of_agreement(_beta_quantiles(agreement, self.spread), num_runs, count).mean())
 
+    def rise(self, num_runs: int) -> float:
+        """Ceiling of the mean over so many runs, relative to that over the present ones."""
+        present = self.mean(self.agreement, self.num_runs)
+        return self.mean(self.agreement, num_runs) / present if present > 0 else 1.0
+
 
 def _model_of(agreement: _Agreement) -> _Model | None:
     """Model from the agreement of runs; None if no test sample is defined."""
@@ -640,16 +645,25 @@ class RetrainingPlan(Table):
     rough: bool = False  # whether the widths are not based on an interval of the method
 
     def _cells(self) -> list[list[str]]:
-        head = ["subsets", "runs", "models", "ceiling", "LDS", f"width of the {self.confidence:.0%} interval"]
-        counts = [[f"{count:,}" for count in row[:3]] for row in self.rows]
         values = [["" if math.isnan(value) else f"{value:.3f}" for value in row[3:]] for row in self.rows]
-        return [head, *(left + right for left, right in zip(counts, values, strict=True))]
+        return _plan_cells(self.rows, ["ceiling", "LDS", _width_of(self.confidence)], values)
 
     def _note(self) -> str:
         return _ROUGH if self.rough else ""
 
 
 _ROUGH = "The widths are rough: pass interval=lds_interval(score, ground_truth) of your method."
+
+
+def _plan_cells(rows: Sequence[Any], titles: list[str], values: list[list[str]]) -> list[list[str]]:
+    """The table of a plan: the numbers of models of each row, and what is expected of them."""
+    counts = [[f"{count:,}" for count in row[:3]] for row in rows]
+    return [["subsets", "runs", "models", *titles], *(left + right for left, right in zip(counts, values, strict=True))]
+
+
+def _width_of(confidence: float) -> str:
+    """The title of widths."""
+    return f"width of the {confidence:.0%} interval"
 
 # %% ../../nbs/metric/10_ceiling.ipynb #8613f4cc
 def plan_lds(
@@ -732,15 +746,14 @@ def plan_lds(
     if interval is not None and targets is not None and interval.high > interval.low:
         pilot = (int(count), _runs_of(targets).shape[2])
         shared, scale = _shared_by(interval.high - interval.low, level, spread, pilot, confidence)
-    present = model.mean(model.agreement, model.num_runs)
     rows = []
-    ceilings = {number: model.mean(model.agreement, number) for number in num_runs}
+    ceilings = {number: (model.mean(model.agreement, number), model.rise(number)) for number in num_runs}
     for subsets, number in product(num_subsets, num_runs):
-        rise = ceilings[number] / present if present > 0 else 1.0
+        ceiling, rise = ceilings[number]
         value = min(max(level * rise, -0.999), 0.999)
         width = _width(value, rise**2 * spread.true(shared), shared, (subsets, tests), confidence)
         shown = math.nan if known is None else value
-        rows.append(PlanRow(subsets, number, subsets * number, ceilings[number], shown, min(scale * width, 2.0)))
+        rows.append(PlanRow(subsets, number, subsets * number, ceiling, shown, min(scale * width, 2.0)))
     return RetrainingPlan(tuple(rows), tests, confidence, rough=interval is None)
 
 # %% ../../nbs/metric/10_ceiling.ipynb #28384a40
@@ -893,10 +906,8 @@ class ComparisonPlan(Table):
     confidence: float
 
     def _cells(self) -> list[list[str]]:
-        head = ["subsets", "runs", "models", "difference", f"width of the {self.confidence:.0%} interval", "power"]
-        counts = [[f"{count:,}" for count in row[:3]] for row in self.rows]
         values = [[f"{row.difference:.3f}", f"{row.width:.3f}", f"{row.power:.0%}"] for row in self.rows]
-        return [head, *(left + right for left, right in zip(counts, values, strict=True))]
+        return _plan_cells(self.rows, ["difference", _width_of(self.confidence), "power"], values)
 
 # %% ../../nbs/metric/10_ceiling.ipynb #plancmp4
 def plan_comparison(
@@ -985,8 +996,7 @@ class _Pilot(NamedTuple):
     def estimate_of(self, sizes: tuple[int, int], num_runs: int) -> Estimate:
         """Difference with other numbers of subsets and test samples, and of runs."""
         model, (units, tests, both), (num_subsets, num_tests) = self.model, self.estimate[3:], self.sizes
-        present, wanted = (model.mean(model.agreement, number) for number in (model.num_runs, num_runs))
-        rise = wanted / present if present > 0 else 1.0
+        rise = model.rise(num_runs)
         now, then = (_chance_of_difference(*self.levels, self.alike, factor) for factor in (1.0, rise))
         chance = then / now if now > 0 else 1.0
         mean = min(max(rise * self.estimate.mean, -2.0), 2.0)

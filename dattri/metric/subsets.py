@@ -101,8 +101,9 @@ def members_of(subsets: Subsets, num_train: int, device: torch.device) -> torch.
         return mask.to(device).view(torch.uint8)
     _check_positions(subsets, num_train)
     members = np.zeros((len(rows), num_train), dtype=np.uint8)
-    for member, positions in zip(members, rows, strict=True):  # half the time of one scatter
-        member[positions.cpu().numpy()] = 1
+    on_cpu = rows.cpu() if isinstance(rows, torch.Tensor) else [positions.cpu() for positions in rows]
+    for member, positions in zip(members, on_cpu, strict=True):  # half the time of one scatter
+        member[positions.numpy()] = 1
     _refuse_repeated(subsets, members)
     return torch.from_numpy(members).to(device)
 
