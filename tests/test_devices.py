@@ -7,7 +7,15 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from dattri.benchmark.baselines import gradient_cosine, gradient_dot, influence_function
+from dattri.benchmark.baselines import (
+    gradient_cosine,
+    gradient_dot,
+    influence_function,
+    representation_similarity,
+    tracin,
+    trak,
+)
+from dattri.benchmark.datamodel import linear_datamodel
 from dattri.metric import lds, lds_interval, loo_corr, mislabel_detection_auc
 from dattri.metric.ceiling import ceiling_share, lds_ceiling, plan_lds
 from dattri.metric.ground_truth import GroundTruth, calculate_targets
@@ -81,16 +89,49 @@ def test_the_same_numbers(name, device, dtype):
     torch.testing.assert_close(numbers(found), numbers(expected), rtol=1e-5, atol=1e-5, equal_nan=True)
 
 
+def states(model):
+    """Two state dicts near that of a model."""
+    return [{name: part + drawn(9, *part.shape).to(part) / scale for name, part in model.state_dict().items()}
+            for scale in (5, 10)]  # fmt: skip
+
+
+BASELINES = {
+    "gradient_dot": gradient_dot,
+    "gradient_cosine": gradient_cosine,
+    "influence_function": influence_function,
+    "influence_function, few bytes": partial(influence_function, max_bytes=1000),
+    "influence_function, conjugate gradients": partial(influence_function, solver="cg", tolerance=1e-7, damping=0.1),
+    "influence_function, Hessian": partial(influence_function, curvature="hessian", damping=1.0),
+    "tracin": lambda model, *data: tracin(model, states(model), *data, learning_rates=[0.5, 2]),
+    "trak": lambda model, *data: trak(model, states(model), *data, dim=4),
+    "representation_similarity": representation_similarity,
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("function", [gradient_dot, gradient_cosine, influence_function])
-def test_baselines_stay_where_the_model_is(function, device):
-    torch.manual_seed(0)
-    model = nn.Linear(3, 2)
-    data = TensorDataset(drawn(5, 8, 3).float(), torch.arange(8) % 2)
-    expected = function(model, data, data)
-    found = function(model.to(device), data, data)
+@pytest.mark.parametrize("name", BASELINES)
+def test_baselines_stay_where_the_model_is(name, device, dtype):
+    """Scores on the model's device, in its dtype, are those of the CPU in float64."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Dropout(0.5), nn.Linear(4, 2)).double()
+    inputs, labels = drawn(5, 8, 3), torch.arange(8) % 2
+    expected = BASELINES[name](model, TensorDataset(inputs, labels), TensorDataset(inputs[:5], labels[:5]))
+    inputs = inputs.to(dtype)
+    found = BASELINES[name](
+        model.to(device, dtype), TensorDataset(inputs, labels), TensorDataset(inputs[:5], labels[:5])
+    )
+    assert found.device.type == device and found.dtype == dtype
+    torch.testing.assert_close(found.cpu().double(), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_datamodels_stay_where_the_targets_are(device):
+    expected = linear_datamodel((VALUES, MASK)).scores
+    found = linear_datamodel((VALUES.to(device), MASK.to(device))).scores
     assert found.device.type == device
-    torch.testing.assert_close(found.cpu(), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.cpu(), expected)
 
 
 def errors(outputs, labels):
