@@ -187,3 +187,63 @@ def test_attention_trains_as_one(device):
     for row, found in unit:
         [[(_, expected)]] = trainer.train_many(dataset, subsets[row : row + 1], [row], batch_size=4)
         torch.testing.assert_close(found.state_dict(), expected.state_dict(), rtol=1e-4, atol=1e-5)
+
+
+def dropping():
+    return nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.2), nn.Linear(8, 1))
+
+
+def normed():
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+
+
+REPLAYED = {
+    "SGD": (partial(nn.Linear, 3, 1), partial(torch.optim.SGD, lr=0.01), None, 1),
+    "momentum": (partial(nn.Linear, 3, 1), partial(torch.optim.SGD, lr=0.01, momentum=0.9), None, 1),
+    "Adam": (partial(nn.Linear, 3, 1), torch.optim.Adam, None, 1),
+    "Adagrad": (partial(nn.Linear, 3, 1), partial(torch.optim.Adagrad, lr_decay=0.1), None, 0),
+    "scheduler": (partial(nn.Linear, 3, 1), SGD, partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.5), 4),
+    "buffers": (normed, partial(torch.optim.SGD, lr=0.01), None, None),
+}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", REPLAYED)
+def test_replayed_steps_train_the_same(name, device, monkeypatch):
+    """Models end where steps that are run one by one end; batches of 5 of 63 samples: twelve whole ones and a rest."""
+    make, optimizer, scheduler, graphs = REPLAYED[name]
+    inputs = drawn(8, 100, 3).float()
+    dataset = TensorDataset(inputs, inputs.sum(1, keepdim=True))
+    subsets = [torch.randperm(100, generator=torch.Generator().manual_seed(s))[:63].sort().values for s in range(4)]
+    arrays, recorded, begin = [subset.numpy() for subset in subsets], [], torch.cuda.CUDAGraph.capture_begin
+
+    def counted(graph, **options):
+        recorded.append(graph)
+        return begin(graph, **options)
+
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "capture_begin", counted)
+    models = {}
+    for where in ("cpu", device):
+        trainer = EnsembleTrainer(
+            make, mean_error, optimizer=optimizer, scheduler=scheduler, num_epochs=4, device=where
+        )
+        [unit] = trainer.train_many(dataset, arrays, range(4), batch_size=5)
+        models[where] = [model.cpu().state_dict() for _, model in unit]
+    torch.testing.assert_close(models[device], models["cpu"], rtol=1e-3, atol=1e-4)
+    if device != "cpu" and graphs is not None:
+        assert len(recorded) == graphs
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_replayed_dropout_draws_new_masks(device):
+    """Models differ although only their masks do, and the same seeds give the same masks again."""
+    inputs = drawn(8, 100, 3).float()
+    dataset = TensorDataset(inputs, inputs.sum(1, keepdim=True))
+    trainer = EnsembleTrainer(dropping, mean_error, optimizer=SGD, num_epochs=3, device=device)
+    twice = [
+        [model.state_dict()["0.weight"] for _, model in unit]
+        for _ in range(2)
+        for unit in trainer.train_many(dataset, [torch.arange(60).numpy()] * 3, [1, 1, 2], batch_size=5)
+    ]
+    assert torch.equal(torch.stack(twice[0]), torch.stack(twice[1]))
+    assert not torch.equal(twice[0][0], twice[0][1])

@@ -32,6 +32,7 @@ from dattri.model_util.stack import (
     operations,
     tensors_of,
 )
+from .replay import Replay, is_replayable, side_stream
 from .threads import is_plain_thread, map_blocks, single_thread
 
 # %% auto #0
@@ -430,23 +431,35 @@ class _Training:
         """Train the models of a stack as one."""
         optimizer = self.trainer.optimizer(list(stack.parameters.values()))
         scheduler = self.trainer.scheduler(optimizer) if self.trainer.scheduler else None
-        for epoch in range(self.trainer.num_epochs):
-            for step, indices in enumerate(next(orders).to(self.samples.device).split(self.batch_size, dim=1)):
-                if self.drop_last and indices.shape[1] < self.batch_size:
-                    continue
-                if watch is not None and watch.stop.is_set():
-                    return stack
-                for parameter in stack.parameters.values():
-                    parameter.grad = None  # like `zero_grad`, in a tenth of its time
-                losses = stack.losses(self.trainer.loss_fn, self.samples.batch(indices))
-                _check_loss(losses.shape[1:])
-                losses.sum().backward()
-                optimizer.step()
-                if watch is not None and epoch == step == 0:
-                    watch.check()
-            if scheduler:
-                scheduler.step()
+        device, epochs = self.samples.device, self.trainer.num_epochs
+        possible = device.type == "cuda" and is_replayable(optimizer)
+        run = Replay(partial(self._step, stack, optimizer), stack.buffers.values, possible=possible)
+        with side_stream(device):
+            for epoch in range(epochs):
+                order = next(orders).to(device)
+                alike = order.shape[1] // self.batch_size * (1 if scheduler else epochs - epoch)
+                for number, indices in enumerate(order.split(self.batch_size, dim=1)):
+                    whole = indices.shape[1] == self.batch_size
+                    if self.drop_last and not whole:
+                        continue
+                    if watch is not None and watch.stop.is_set():
+                        return stack
+                    run(self.samples.batch(indices), alike if whole else 0)
+                    if watch is not None and epoch == number == 0:
+                        watch.check()
+                if scheduler:
+                    scheduler.step()
+                    run.forget()
         return stack
+
+    def _step(self, stack: ModelStack, optimizer: torch.optim.Optimizer, batch: Sequence[torch.Tensor]) -> None:
+        """One step of all models."""
+        for parameter in stack.parameters.values():
+            parameter.grad = None  # like `zero_grad`, in a tenth of its time
+        losses = stack.losses(self.trainer.loss_fn, batch)
+        _check_loss(losses.shape[1:])
+        losses.sum().backward()
+        optimizer.step()
 
 
 def _check_loss(shape: Sequence[int]) -> None:
