@@ -6,8 +6,16 @@ import io
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from dattri.model_util.checkpoint import content_id, load_checkpoint, to_bytes, verify_checksums, with_owner
+from dattri.model_util.checkpoint import (
+    content_id,
+    load_checkpoint,
+    nonfinite_names,
+    to_bytes,
+    verify_checksums,
+    with_owner,
+)
 
 SIZES = [10, 2**14, 2**16, 2**18 + 1]  # numbers of 4 bytes; the first file is hashed whole
 
@@ -96,3 +104,24 @@ def test_booleans_are_true_or_false(tmp_path):
     file = tmp_path / "mask.pt"
     file.write_bytes(with_owner(buffer.getvalue().replace(bytes([1]) * 64, bytes([2]) * 64), "dattri 7"))
     assert load_checkpoint(file)["mask"].sum() == 64
+
+
+FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.float8_e4m3fn]
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_divergence_is_seen_in_every_dtype(dtype):
+    """Also where infinities cancel, and never where finite numbers add up to infinity."""
+    largest = torch.finfo(dtype).max
+    fine = {"a": torch.tensor([largest, largest, 1.0, largest]).to(dtype), "empty": torch.zeros(0, dtype=dtype)}
+    assert nonfinite_names(fine) == []
+    for bad in ([torch.nan], [0.0, torch.nan], *([] if dtype.itemsize == 1 else [[torch.inf], [torch.inf, -torch.inf]])):
+        assert nonfinite_names({"b": torch.tensor(bad).to(dtype), **fine}) == ["b"]
+
+
+def test_infinite_buffers_are_no_divergence():
+    model = nn.Module()
+    model.register_buffer("mask", torch.tensor([0.0, -torch.inf, torch.inf]))
+    assert nonfinite_names(model.state_dict(), model) == [] != nonfinite_names(model.state_dict())
+    model.mask[0] = torch.nan
+    assert nonfinite_names(model.state_dict(), model) == ["mask"]

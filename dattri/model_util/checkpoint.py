@@ -154,7 +154,15 @@ def nonfinite_names(state: dict[str, Any], model: nn.Module | None = None) -> li
     buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)} if model is not None else set()
     tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
     numbers = {name: value for name, value in tensors.items() if value.is_floating_point() or value.is_complex()}
-    return [n for n, t in numbers.items() if bool((t.isnan() if n in buffers else ~t.isfinite()).any())]
+    return [name for name, value in numbers.items() if _has_nonfinite(value, infinite=name not in buffers)]
+
+
+def _has_nonfinite(values: torch.Tensor, *, infinite: bool) -> bool:
+    """Whether a tensor holds NaN or, if that counts, infinity; a finite sum shows that it holds neither."""
+    values = values if values.element_size() > 1 else values.float()  # float8 cannot be added up
+    if bool(values.sum().isfinite()):
+        return False
+    return bool((~values.isfinite() if infinite else values.isnan()).any())
 
 # %% ../../nbs/model_util/02_checkpoint.ipynb #0354b444
 def to_bytes(obj: Any) -> bytes:

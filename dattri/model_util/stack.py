@@ -170,11 +170,13 @@ class ModelStack:
     @torch.no_grad()
     def take(self, number: int) -> nn.Module:
         """A new model with the values of row `number`."""
-        model = copy.deepcopy(self.template)
-        for stacked, values in ((self.parameters, model.named_parameters()), (self.buffers, model.named_buffers())):
-            for name, value in values:
-                value.copy_(stacked[name][number])
-        return model
+        values: dict[int, Any] = {}
+        for name, parameter in self.template.named_parameters():
+            row = self.parameters[name][number].detach().clone()
+            values[id(parameter)] = nn.Parameter(row, parameter.requires_grad)
+        for name, buffer in self.template.named_buffers():
+            values[id(buffer)] = self.buffers[name][number].clone()
+        return copy.deepcopy(self.template, values)  # takes these in the places of the template's own
 
     def parts(self, blocks: Sequence[Sequence[int]]) -> list[ModelStack]:
         """Stacks of consecutive rows, each for its own thread; they share their values with this stack."""
