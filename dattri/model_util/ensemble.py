@@ -50,6 +50,9 @@ class EnsembleTrainer:
     shards, `max_models`, the number of devices). The same holds for a data set that augments at random. A resumed call
     with the same arguments makes the same units.
 
+    On a GPU, the operations of a step are recorded once and replayed as a CUDA graph, if the model allows it.
+    Optimizers that have the option ``capturable`` get it.
+
     On a CPU, threads share models, not operations: torch's number of threads is the number of models (or blocks of
     small models) trained at the same time, and the bytes do not depend on it. Models that draw random numbers other
     than for dropout, and samples that are fetched or collated one by one, are trained on one thread.
