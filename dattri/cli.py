@@ -342,8 +342,8 @@ def evaluate(
     scores: Annotated[
         Path,
         typer.Option(
-            help="Scores of shape (num_train, num_test), or (num_train,) for mislabel: a .pt, .npy or .safetensors "
-            "file, or the output of traker, kronfluence, bergson or quanda.",
+            help="Scores of shape (num_train, num_test), or (num_train,) for mislabel: a .pt, .npy, .csv or "
+            ".safetensors file, or the output of traker, kronfluence, bergson or quanda.",
             callback=_expanded,
         ),
     ],

@@ -187,9 +187,9 @@ def test_what_a_file_holds(tmp_path):
     refused(tmp_path / "single.pt", "one unnamed array; omit name", "score")
     torch.save(score[None], tmp_path / "cube.pt")
     refused(tmp_path / "cube.pt", r"shape \(1, 3, 2\); expected one number for each pair")
-    known = "has no known score format; known formats are numpy.save: a file .npy; torch.save: .*kronfluence.*quanda"
-    (tmp_path / "bad.csv").write_text("1,2")
-    refused(tmp_path / "bad.csv", known)
+    known = "has no known score format; known formats are numpy.save: a file .npy; text: a file .csv; torch.save: .*kronfluence.*quanda"
+    (tmp_path / "bad.txt").write_text("1,2")
+    refused(tmp_path / "bad.txt", known)
     torch.save(torch.nn.Parameter(score), tmp_path / "parameter.pt")
     assert not read_scores(tmp_path / "parameter.pt").requires_grad
     with pytest.raises(FileNotFoundError, match="file not found"):
@@ -296,11 +296,13 @@ def files_of_all_kinds(folder):
     np.save(folder / "score.npy", SCORE.numpy())
     torch.save(SCORE, folder / "score.pt")
     save_file({"any": SCORE}, folder / "score.safetensors")
+    np.savetxt(folder / "score.csv", SCORE.numpy(), delimiter=",", fmt="%.9g")
     trak, kronfluence = write_trak(folder / "trak", test=SCORE), folder / "scores_ekfac"
     write_kronfluence(kronfluence, all_modules=SCORE.T)
     bergson, quanda = write_bergson(folder / "bergson", SCORE), write_quanda(folder / "quanda", SCORE.T)
     return {
         "numpy": (folder / "score.npy", True), "torch": (folder / "score.pt", False),
+        "csv": (folder / "score.csv", False),
         "safetensors": (folder / "score.safetensors", False), "traker": (trak, True),
         "traker's scores": (trak / "scores", True), "traker's file": (trak / "scores/test.mmap", True),
         "kronfluence": (kronfluence, False), "bergson": (bergson, True), "quanda": (quanda, False),
@@ -314,9 +316,53 @@ def test_every_format_gives_the_same_matrix(tmp_path):
     for name, (path, is_map) in files_of_all_kinds(tmp_path).items():
         read = read_scores(path)
         assert isinstance(read, np.memmap) == is_map, name
-        assert torch.equal(as_tensor(read), SCORE), name
-        assert torch.equal(lds(read, TRUTH).correlation, lds(SCORE, TRUTH).correlation), name
+        assert torch.equal(as_tensor(read).float(), SCORE), name
+        assert torch.equal(lds(read, TRUTH).correlation.float(), lds(SCORE, TRUTH).correlation), name
         assert judge(read, TRUTH).value == judge(SCORE, TRUTH).value, name
+
+
+TABLES = {
+    "numbers": ("1,2.5\n-3e-2, 4\n", [[1, 2.5], [-0.03, 4]]),
+    "no last line end": ("1,2\n3,4", [[1, 2], [3, 4]]),
+    "of Windows": ("\ufeff1,2\r\n3,4\r\n", [[1, 2], [3, 4]]),
+    "names": ("a,b\n1,2\n3,4\n", [[1, 2], [3, 4]]),
+    "numbers as names of some": ("0,b\n1,2\n", [[1, 2]]),
+    "pandas": (",0,1\n0,1,2\n1,3,4\n", [[1, 2], [3, 4]]),
+    "R": ('"","V1","V2"\n1,1,2\n2,3,4\n', [[1, 2], [3, 4]]),
+    "one column": ("1\n2\n3\n", [1, 2, 3]),
+    "one named column": (",score\n0,5\n1,6\n", [5, 6]),
+    "one line": ("1,2,3", [[1, 2, 3]]),
+    "not a number": ("nan,inf\n1,2\n", [[torch.nan, torch.inf], [1, 2]]),
+}
+NO_TABLES = {
+    "empty": ("", "holds no numbers"),
+    "only names": ("a,b\n", "holds no numbers"),
+    "semicolons": ("1;2\n3;4\n", "is not a table of numbers separated by commas"),
+    "a hole": ("1,2\n3,\n", "is not a table of numbers separated by commas .*row 2|could not convert"),
+    "ragged": ("1,2\n3\n", "number of columns changed"),
+    "counted columns": ("0,1,2\n5,6,7\n", "begins with a line that counts the columns; remove it"),
+    "names of lines": (",a\nfirst,1\nsecond,2\n", "could not convert string 'first'"),
+    "other line numbers": (",a\n7,1\n3,2\n", "a first column without a name that does not count the lines"),
+    "line numbers alone": (",\n0,\n", "could not convert"),
+    "bytes": (b"\xff\xfe1\x00", "is not a table of numbers"),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", TABLES)
+def test_tables(name, tmp_path):
+    text, numbers = TABLES[name]
+    (tmp_path / "scores.csv").write_bytes(text.encode())
+    expected = torch.tensor(numbers, dtype=torch.float64)
+    torch.testing.assert_close(as_tensor(read_scores(tmp_path / "scores.csv")), expected, equal_nan=True)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", NO_TABLES)
+def test_no_tables(name, tmp_path):
+    text, problem = NO_TABLES[name]
+    (tmp_path / "scores.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
+    refused(tmp_path / "scores.csv", problem)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)

@@ -29,6 +29,7 @@ def read_scores(file: str | os.PathLike, name: str | None = None) -> torch.Tenso
     ----------
     file : path
         A file written by `numpy.save` (``.npy``), `torch.save` (``.pt``, ``.pth``) or safetensors (``.safetensors``);
+        numbers separated by commas (``.csv``), one line per training sample;
         traker's ``save_dir``, its folder of scores or a ``.mmap`` file in it; kronfluence's folder ``scores_NAME`` or a
         file in it; bergson's folder with ``scores.bin`` and ``info.json``; or quanda's folder of explanations. Any of
         these may be renamed, but must keep its suffix.
