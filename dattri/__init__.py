@@ -87,7 +87,8 @@ _PUBLIC = {
         "check_orientation": "Warn if scores seem to have the opposite sign, or to be transposed."
     },
     "benchmark.load": {
-        "load_benchmark": "What is needed to benchmark an attribution method on a setting, and the ground truth."
+        "load_benchmark": "What is needed to benchmark an attribution method on a setting, and the ground truth.",
+        "samples_of": "The training or test samples of a benchmark, in the order of the rows or columns of scores.",
     },
     "benchmark.settings": {
         "list_benchmarks": "All registered settings; iterating gives their records.",
@@ -156,7 +157,7 @@ if TYPE_CHECKING:  # what an editor knows of the names
     from dattri.metric.report import judge
     from dattri.metric.files import read_scores, read_ground_truth
     from dattri.metric.orientation import check_orientation
-    from dattri.benchmark.load import load_benchmark
+    from dattri.benchmark.load import load_benchmark, samples_of
     from dattri.benchmark.settings import list_benchmarks, find_setting, register_setting, Setting
     from dattri.benchmark.build import build_benchmark
     from dattri.benchmark.hub import publish_benchmark

@@ -671,7 +671,7 @@ def top_samples(
         training sample, such as its influence on itself; no test sample is shown then.
     train, test : data set, list or tensor
         One item for each row and each column of `score`: an input, or a pair of input and label. From
-        `load_benchmark`: ``Subset(attributes["train_dataset"], attributes["train_sampler"].indices)``.
+        `load_benchmark`: ``samples_of(attributes, "train")``.
     sample : int
         Position of the test sample. `test` and `sample` are omitted if `score` has one number for each training sample.
     ax : matplotlib.axes.Axes, optional

@@ -21,7 +21,7 @@ FRONT_DOOR = [
     "removal_test", "brittleness",
     "mislabel_detection_auc", "retrieval_metrics", "class_share", "top_overlap", "detection_curve", "judge",
     "read_scores", "read_ground_truth", "check_orientation",
-    "load_benchmark", "list_benchmarks", "find_setting", "register_setting", "Setting", "build_benchmark",
+    "load_benchmark", "samples_of", "list_benchmarks", "find_setting", "register_setting", "Setting", "build_benchmark",
     "publish_benchmark", "Datasets", "digits", "influence_function", "trak", "tracin",
     "gradient_dot", "gradient_cosine", "evaluate", "publish_scores", "leaderboard_from", "flip_label", "SubsetSampler",
 ]  # fmt: skip
@@ -37,7 +37,7 @@ MODULES = {
     "dattri.benchmark.datasets": ["Datasets", "cifar2", "digits", "maestro", "mnist", "shakespeare", "wikitext2"],
     "dattri.benchmark.hub": ["publish_benchmark"],
     "dattri.benchmark.leaderboard": ["Leaderboard", "LeaderboardRow", "evaluate"],
-    "dattri.benchmark.load": ["list_benchmarks", "load_benchmark", "load_setting"],
+    "dattri.benchmark.load": ["list_benchmarks", "load_benchmark", "load_setting", "samples_of"],
     "dattri.benchmark.models.gpt2": ["gpt2"],
     "dattri.benchmark.models.linear": ["LogisticRegression", "MLP"],
     "dattri.benchmark.models.music_transformer": ["MusicTransformer"],

@@ -187,7 +187,7 @@ def test_what_a_file_holds(tmp_path):
     refused(tmp_path / "single.pt", "one unnamed array; omit name", "score")
     torch.save(score[None], tmp_path / "cube.pt")
     refused(tmp_path / "cube.pt", r"shape \(1, 3, 2\); expected one number for each pair")
-    known = "has no known score format; known formats are numpy.save: a file .npy; text: a file .csv; torch.save: .*kronfluence.*quanda"
+    known = "has no known score format; known formats are numpy.save: a file .npy; text: .*torch.save: .*kronf.*quanda"
     (tmp_path / "bad.txt").write_text("1,2")
     refused(tmp_path / "bad.txt", known)
     torch.save(torch.nn.Parameter(score), tmp_path / "parameter.pt")

@@ -21,6 +21,7 @@ from dattri.benchmark.baselines import (
     bm25, gradient_cosine, gradient_dot, influence_function, representation_similarity, tracin, trak,
 )
 from .datamodel import linear_datamodel
+from .load import samples_of
 from ..model_util.checkpoint import load_checkpoint
 
 # %% auto #0
@@ -45,10 +46,7 @@ class Given(NamedTuple):
         model = copy.deepcopy(model)  # methods may change the other one
         model.load_state_dict(load_checkpoint(Path(checkpoints[0])))
         device = getattr(target, "device", None)
-        train, test = (
-            Subset(attributes[f"{kind}_dataset"], list(attributes[f"{kind}_sampler"].indices))
-            for kind in ("train", "test")
-        )
+        train, test = (samples_of(attributes, part) for part in ("train", "test"))
         model, tests = model if device is None else model.to(device), None if metric == "mislabel" else test
         return cls(model, train, tests, _loss(target), checkpoints, metric, truth)
 

@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch.utils.data import Subset
 
 from . import hub
 from .archive import archive_name, unpack_models
@@ -29,7 +30,7 @@ from ..model_util.checkpoint import atomic_write, load_checkpoint, to_bytes
 from ..model_util.validation import check_n_jobs
 
 # %% auto #0
-__all__ = ['load_benchmark', 'load_setting', 'list_benchmarks']
+__all__ = ['load_benchmark', 'samples_of', 'load_setting', 'list_benchmarks']
 
 # %% ../../nbs/benchmark/14_load.ipynb #cc4361ab
 _all_ = ["list_benchmarks"]
@@ -96,6 +97,7 @@ def load_benchmark(
     --------
     list_benchmarks : All settings.
     evaluate : Judge methods by every metric of a benchmark.
+    samples_of : The samples in use.
     load_setting : Load a setting that is not registered.
     build_benchmark : Train a setting's models and compute its ground truth.
 
@@ -113,6 +115,49 @@ def load_benchmark(
     (2, 200, torch.Size([10, 500]))
     """
     return load_setting(find_setting(model, dataset), metric, download_path, redownload, device=device, n_jobs=n_jobs)
+
+# %% ../../nbs/benchmark/14_load.ipynb #f44824c0
+def samples_of(attributes: Mapping[str, Any], part: str = "train") -> Subset:
+    """The training or test samples of a benchmark, in the order of the rows or columns of scores.
+
+    Parameters
+    ----------
+    attributes : dict
+        The first result of `load_benchmark`.
+    part : "train" or "test"
+        Which samples.
+
+    Returns
+    -------
+    Subset
+        The samples that the sampler names; item p is row p of scores, or column p for test samples.
+
+    Raises
+    ------
+    ValueError
+        If `part` is something else.
+
+    See Also
+    --------
+    load_benchmark : Returns the attributes.
+    influence_function, gradient_dot : Take the samples.
+
+    Examples
+    --------
+    >>> from dataclasses import replace
+    >>> from dattri import find_setting, load_benchmark, register_setting, samples_of
+    >>> small = replace(
+    ...     find_setting("lr", "digits"), model="lr-tiny", train_size=200, num_full=2, num_half=2,
+    ...     num_subsets=10, num_runs=2, metrics=("lds",),
+    ... )
+    >>> register_setting(small, replace=True)
+    >>> attributes, ground_truth = load_benchmark("lr-tiny", "digits", "lds", "home")
+    >>> len(samples_of(attributes)), len(samples_of(attributes, "test"))
+    (200, 500)
+    """
+    if part not in {"train", "test"}:
+        raise ValueError(f"part: expected 'train' or 'test', got {part!r}")
+    return Subset(attributes[f"{part}_dataset"], list(attributes[f"{part}_sampler"].indices))
 
 # %% ../../nbs/benchmark/14_load.ipynb #5fc6132d
 @on_plain_torch()
