@@ -93,9 +93,22 @@ def test_plain_sums(sizes, with_threads):
     num_train, num_test, num_subsets = sizes
     draw = torch.Generator().manual_seed(0)
     values, members = torch.randn(num_train, num_test, generator=draw), random_members(num_subsets, num_train, draw)
-    sums, largest, depth = plain_sums(members, Block(values))
+    sums, magnitude, depth = plain_sums(members, Block(values))
     assert torch.allclose(sums, (members.double() @ values.double()).T, atol=1e-9)
-    assert largest == values.abs().max()
+    assert values.double().abs().sum(0).max() <= magnitude <= 1.01 * (num_train * values.double().square().sum()).sqrt()
     assert depth <= num_train + 2
     for threads in (1, 2, 3):
         assert torch.equal(with_threads(threads, lambda: plain_sums(members, Block(values)).values), sums)
+
+
+@pytest.mark.parametrize("size", [1e-300, 1e-200, 1e-150, 1e-120, 1.0, 1e150, 1e200, 1e300])
+def test_squares_that_underflow_or_overflow_hide_no_uncertain_column(size):
+    """Sums of normal scores of any size that are equal but for rounding are added again."""
+    draw = torch.Generator().manual_seed(0)
+    members = random_members(5, 50, draw)
+    score = torch.randn(50, 3, generator=draw, dtype=torch.float64) * size
+    sums = plain_sums(members, Block(score))
+    assert sums.magnitude >= float(score.abs().sum(0).max())
+    close = sums.values.abs().amax(1) * 2.0**-52
+    assert uncertain_columns(close, Block(score), sums)[0].tolist() == [0, 1, 2]
+    assert uncertain_columns(close * 2.0**20, Block(score), sums)[0].tolist() == []

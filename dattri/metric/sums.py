@@ -22,6 +22,7 @@ __all__ = []
 # %% ../../nbs/metric/07_sums.ipynb #a0a23f14
 _LEAST_WORK, _FEW_PARTS, _MOST_PARTS, _PARTS_BYTES = 2**24, 4, 16, 2**24
 _BLOCK_ROWS_BYTES = 2**21
+_LEAST_SQUARES = 1e-250  # a sum of squares that has lost nothing that matters to underflow
 
 
 def _parts(num_train: int, num_test: int, num_subsets: int, device: torch.device) -> list[slice]:
@@ -43,11 +44,12 @@ def _blocks_of(part: slice, num_test: int) -> Iterator[slice]:
 class PlainSums(NamedTuple):
     """Sums of scores with rounding errors: `values` of shape (num_test, num_subsets), float64.
 
-    `largest` is the largest absolute score, and `depth` the most additions that a score has passed through.
+    `magnitude` is at least the sum of the absolute scores of any column, and `depth` the most additions that a score
+    has passed through.
     """
 
     values: torch.Tensor
-    largest: float
+    magnitude: float
     depth: int
 
 # %% ../../nbs/metric/07_sums.ipynb #49b21e37
@@ -68,21 +70,28 @@ def plain_sums(members: torch.Tensor, score: Block) -> PlainSums:
 
     def add(blocks_of_part: list[slice]) -> tuple[torch.Tensor, float]:
         new = partial(torch.empty, dtype=torch.float64, device=members.device)
-        sums, largest = new(len(members), num_test).zero_(), 0.0
+        sums, squares = new(len(members), num_test).zero_(), 0.0
         # reused: fresh memory costs as much as the work
         chosen, wide = new(len(members), height), new(height, num_test)
         for rows in blocks_of_part:
-            block, size = score.read(rows), rows.stop - rows.start
-            largest = max([largest, *(abs(float(value)) for value in block.aminmax())])
-            sums.addmm_(chosen[:, :size].copy_(members[:, rows]), wide[:size].copy_(block))
-        return sums, largest
+            size = rows.stop - rows.start
+            block = wide[:size].copy_(score.read(rows))
+            squares += float(torch.dot(block.flatten(), block.flatten()))
+            sums.addmm_(chosen[:, :size].copy_(members[:, rows]), block)
+        return sums, squares
 
     totals = map_blocks(add, blocks)
     total = totals[0][0]
     for sums, _ in totals[1:]:
         total += sums
     depth = height + max(map(len, blocks)) + len(parts)
-    return PlainSums(total.T.contiguous(), max(largest for _, largest in totals), depth)
+    magnitude = _magnitude_of_column(sum(squares for _, squares in totals), num_train)
+    return PlainSums(total.T.contiguous(), magnitude, depth)
+
+
+def _magnitude_of_column(squares: float, num_train: int) -> float:
+    """Bound of a column's sum of absolute scores, by Cauchy and Schwarz; infinite if squares may have underflowed."""
+    return 1.001 * math.sqrt(num_train * squares) if squares > _LEAST_SQUARES else math.inf
 
 # %% ../../nbs/metric/07_sums.ipynb #712e62d6
 _LEAST_EXPONENT = -1022.0  # 1.5 * 2**e rounds to multiples of 2**(e - 52), and nothing is finer than 2**-1074
@@ -213,9 +222,9 @@ def uncertain_columns(least_gap: torch.Tensor, score: Block, sums: PlainSums) ->
     sums : PlainSums
         Plain sums of the scores.
     """
-    columns = (~_is_certain(least_gap, sums.depth, score.shape[0] * sums.largest)).nonzero().flatten()
+    columns = (~_is_certain(least_gap, sums.depth, sums.magnitude)).nonzero().flatten()
     if len(columns):  # the bound shared by all columns was not enough
-        columns = columns[_have_rest(score, columns, sums.largest)]
+        columns = columns[_have_rest(score, columns, _largest(score))]
     if not len(columns):
         return columns, least_gap[columns]
     totals, peaks = _magnitudes(score, columns)
@@ -226,6 +235,16 @@ def uncertain_columns(least_gap: torch.Tensor, score: Block, sums: PlainSums) ->
 def _is_certain(least_gap: torch.Tensor, depth: int, magnitude: torch.Tensor | float) -> torch.Tensor:
     """Columns in which all sums, of terms of this total magnitude, differ by more than rounding can explain."""
     return least_gap > magnitude * (depth + 2) * torch.finfo(torch.float64).eps
+
+
+def _largest(score: Block) -> float:
+    """The largest absolute score."""
+
+    def of_part(part: slice) -> float:
+        ends = [end for rows in _blocks_of(part, score.shape[1]) for end in score.read(rows).aminmax()]
+        return max(abs(float(end)) for end in ends)
+
+    return max(map_blocks(of_part, _parts(*score.shape, 16, score.device)))
 
 
 def _have_rest(score: Block, columns: torch.Tensor, largest: float) -> torch.Tensor:
