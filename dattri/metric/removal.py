@@ -51,8 +51,8 @@ class RemovalRow(NamedTuple):
         Target after the removal minus the mean target after random removals of the same size, and its interval.
     spreads, spreads_low, spreads_high : float
         The same in standard deviations of random removals: the root of the variance of the target over the controls,
-        averaged over the test samples. If the target is a loss, positive is right for "helpful" samples, negative for
-        "harmful" ones.
+        averaged over the test samples. If the target is a loss, it should be positive for "helpful" samples and
+        negative for "harmful" ones.
     beats : float
         Share of random removals of the same size, over all test samples, with a smaller effect in the right direction:
         up for "helpful", down for "harmful" samples. Ties count half. In [0, 1]; random scores get 0.5 on average.
@@ -109,18 +109,18 @@ class RemovalTest(Table):
         ]
 
     def plot(self, ax: Any = None) -> Any:
-        """Plot the effect in spreads over the removed share, with intervals; the band shows random removals.
+        """Plot the effect in spreads against the removed share, with intervals; the band shows random removals.
 
         Parameters
         ----------
         ax : matplotlib.axes.Axes, optional
-            Where to draw. Default: new axes, on a figure of their own.
+            Where to draw. Default: new axes on a new figure.
 
         Returns
         -------
         matplotlib.axes.Axes
         """
-        from dattri.plot import removal  # noqa: PLC0415  (it stands on this package)
+        from dattri.plot import removal  # noqa: PLC0415  (it imports this package)
 
         return removal(self, ax)
 
@@ -149,8 +149,8 @@ def removal_test(
 
     For each method, test sample and fraction, one model is trained without the top samples. For each fraction,
     `num_controls` models without randomly chosen samples are shared by all methods and test samples. All models start
-    from the same weights and see their common samples in the same order. Ties in the scores are removed in random
-    order.
+    from the same weights and see their common samples in the same order. Samples with equal scores are removed in
+    random order.
 
     Parameters
     ----------
@@ -163,7 +163,7 @@ def removal_test(
     path : str or path-like
         Directory for the models: banks for the controls of each size, and for each method, direction and size. After a
         kill, the same call resumes. A call with other methods, fractions, test samples, controls, runs or scores
-        continues it too: only models that no call has trained before are trained, and values of before stay the same.
+        extends it: only models that no call has trained before are trained, and earlier values stay the same.
     fractions : sequence of float
         Shares of the training samples to remove, in (0, 1), each at least one sample.
     tests : sequence of int, optional
@@ -176,10 +176,10 @@ def removal_test(
     direction : {"helpful", "harmful", "both"}
         Whether to remove the samples with the largest scores, with the smallest, or each in turn.
     controls : Targets, optional
-        An existing bank of the same training function, data and test samples, trained with `shared_seed` and with the
-        `seed` that is given here, so that its models differ from the others only in their data. Its subsets that leave
-        out as many samples as a fraction serve as controls, with their first `num_runs` runs; only the others are
-        trained.
+        Targets of an existing bank with the same training function, data and test samples, trained with
+        ``shared_seed=True`` and the `seed` given here, so that its models differ from the others only in their data.
+        Its subsets that leave out as many samples as a fraction removes serve as controls, with their first `num_runs`
+        runs; only the remaining controls are trained.
     confidence : float
         Confidence of the intervals, in (0, 1). They account for the draw of test samples and of controls.
     seed : int, optional
@@ -269,7 +269,7 @@ def removal_test(
 # %% ../../nbs/metric/14_removal.ipynb #17beb292
 @dataclass(frozen=True)
 class _Banks:
-    """Everything that the banks share."""
+    """Settings that all banks share."""
 
     train_func: Callable
     dataloader: DataLoader
@@ -324,7 +324,7 @@ class _Banks:
         return torch.stack([found[row] for row in rows])
 
     def _refuse_link(self, folder: Path) -> None:
-        """`ValueError` if a bank, or the folder of its method, is a link to a place outside of the directory."""
+        """`ValueError` if a bank, or the folder of its method, is a symbolic link."""
         for place in (folder, *folder.parents):
             if place == self.path:
                 return
@@ -343,8 +343,8 @@ class _Banks:
             if not {*error.fields} <= {"num_subsets", "num_runs_per_subset", "subsets_sha256"}:
                 raise
             raise ValueError(
-                f"{folder} was written by an early version of dattri, and cannot hold more models than were planned "
-                "then. Ask for the same scores, test samples and runs as then, or use another path"
+                f"{folder} was written by an early version of dattri, and cannot hold more models than it planned. "
+                "Pass the same scores, test samples and runs as before, or use another path"
             ) from error
         numbers = {row: number for number, row in reversed([*enumerate(subsets_in(directory))])}  # the first of equals
         found = targets_of(
@@ -354,7 +354,7 @@ class _Banks:
         return dict(zip(rows, found.values.double().mean(1), strict=True))
 
     def discard(self, pattern: str) -> None:
-        """Remove the banks of a pattern, and what a call that was killed here left of them."""
+        """Remove the banks of a pattern, including remains of an interrupted removal."""
         for folder in self.path.glob(f"{pattern}/"):
             self._refuse_link(folder)
             discard_all(folder, SubsetsPlan.mode)
@@ -402,12 +402,12 @@ def _folder_name(method: str) -> str:
 
 
 def _recorded_seed(home: Path, seed: int | None, controls: Any = None) -> int:
-    """The user's seed, or the recorded one; `ValueError` if it would be drawn beside a bank of controls."""
+    """The user's seed, the recorded one or a new one; `ValueError` if a bank of controls would get a new one."""
     known = seed is None and (home / "full" / "metadata.yml").exists()
     if controls is not None and seed is None and not known:
         raise ValueError(
-            "seed: got None and controls, whose models differ from the others only in their data if all have one seed; "
-            "pass the seed that the bank of controls was trained with"
+            "seed: got None and controls; their models differ from the others only in their data if all share a seed, "
+            "so pass the seed that the bank of controls was trained with"
         )
     return read_metadata(home / "full")["seed"] if known else check_seed(seed)
 
@@ -433,8 +433,8 @@ def _usable(controls: Targets | None, banks: _Banks, size: int) -> torch.Tensor:
     if not bool(fits.any()):
         left_out = sorted({banks.num_train - left for left in subsets.sizes()})
         warnings.warn(
-            f"controls: no subset leaves out {size} samples, so all controls of this size are trained; they leave out "
-            f"{', '.join(map(str, left_out[:5]))}{' ...' * (len(left_out) > 5)}", stacklevel=4,
+            f"controls: no subset leaves out {size} samples, so all controls of this size are trained; the given ones "
+            f"leave out {', '.join(map(str, left_out[:5]))}{' ...' * (len(left_out) > 5)}", stacklevel=4,
         )
     return controls.values[fits, : banks.num_runs].double().mean(1)[:, banks.tests]
 
@@ -472,8 +472,8 @@ def _orders(methods: Mapping[str, Any], banks: _Banks) -> dict[str, np.ndarray]:
     folders = [_folder_name(name) for name in methods]
     if len(set(folders)) < len(folders) or {"full"} & set(folders) or any(f.startswith("random_") for f in folders):
         raise ValueError(
-            f"scores: the names {', '.join(map(repr, methods))} do not give distinct folder names beside full and "
-            "random_*; change them"
+            f"scores: the names {', '.join(map(repr, methods))} do not give distinct folder names other than full "
+            "and random_*; rename them"
         )
     return {name: _order(name, score, banks) for name, score in methods.items()}
 
@@ -559,18 +559,18 @@ class Brittleness(Table):
         return "" if math.isnan(count) else f"more than {self.most}" if math.isinf(count) else f"{count:.0f}"
 
     def plot(self, ax: Any = None) -> Any:
-        """Plot the share of flipped predictions over the number of removed samples.
+        """Plot the share of flipped predictions against the number of removed samples.
 
         Parameters
         ----------
         ax : matplotlib.axes.Axes, optional
-            Where to draw. Default: new axes, on a figure of their own.
+            Where to draw. Default: new axes on a new figure.
 
         Returns
         -------
         matplotlib.axes.Axes
         """
-        from dattri.plot import flips  # noqa: PLC0415  (it stands on this package)
+        from dattri.plot import flips  # noqa: PLC0415  (it imports this package)
 
         return flips(self, ax)
 
@@ -612,7 +612,8 @@ def brittleness(
         As for `retrain_subsets`.
     correct_func : callable
         A target function, ``correct_func(ckpt_path, dataloader)``; returns a tensor of shape (num_test,): whether the
-        prediction is right, as booleans or as 1 and 0. An `EnsembleTarget` whose ``loss_fn`` compares works too.
+        prediction is right, as booleans or as 1 and 0. An `EnsembleTarget` whose ``loss_fn`` compares predictions with
+        labels works, too.
     test_dataloader : torch.utils.data.DataLoader
         Loader over the test samples.
     path : str or path-like
