@@ -60,9 +60,9 @@ def lds_ceiling(targets: Any, *, confidence: float = 0.95) -> Ceiling:
     Runs of the same subset differ by training noise, which no score predicts. The agreement of runs (Spearman's
     correlation between runs over the subsets) gives the reliability of one run, and the Spearman-Brown formula that of
     the mean over R runs. Its square root, converted to Spearman's scale, is the ceiling. This is exact for normal
-    values. For the shape found in the targets (long tails, skewed truth), it is multiplied by its ratio to the ceiling
-    of normal values, estimated by deconvolving the noise. If the noise has long tails and depends on the truth, as in
-    the losses of small networks, the ceiling can be a few hundredths too high.
+    values. For other shapes (long tails, skewed truth), it is multiplied by the ratio of the ceilings for the shape of
+    the targets and for normal values, estimated by deconvolving the noise. If the noise has long tails and depends on
+    the truth, as in the losses of small networks, the ceiling can be a few hundredths too high.
 
     Parameters
     ----------
@@ -757,7 +757,7 @@ def plan_lds(
     return RetrainingPlan(tuple(rows), tests, confidence, rough=interval is None)
 
 # %% ../../nbs/metric/10_ceiling.ipynb #28384a40
-_SPREAD, _SHARED = 0.3, 0.2  # of the LDS among test samples on Fisher's scale; share common to all test samples
+_SPREAD, _SHARED = 0.3, 0.2  # of the LDS over test samples, on Fisher's scale; share common to all test samples
 
 
 def _plan_model(targets: Any, reliability: float | None) -> tuple[_Model, int | None, float]:

@@ -115,7 +115,7 @@ class GroundTruth(NamedTuple):
         return tuple(GroundTruth(*part) for part in _split(self, fraction, seed))  # type: ignore[return-value]
 
     def select(self, subsets: Any = None, tests: Any = None) -> GroundTruth:
-        """Some of the subsets and test samples: the first hundred, a class, or those of one user.
+        """Select subsets and test samples: the first hundred, those of a class, or those of a user.
 
         Parameters
         ----------
@@ -249,7 +249,7 @@ class Targets(NamedTuple):
         return tuple(Targets(*part) for part in _split(self, fraction, seed))  # type: ignore[return-value]
 
     def select(self, subsets: Any = None, tests: Any = None) -> Targets:
-        """Some of the subsets and test samples: the first hundred, a class, or those of one user.
+        """Select subsets and test samples: the first hundred, those of a class, or those of a user.
 
         Parameters
         ----------
