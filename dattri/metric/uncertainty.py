@@ -230,8 +230,8 @@ def compare_targets(a: Any, b: Any, *, confidence: float = 0.95) -> Comparison:
     a, b : tensor, shape (num_runs, num_test)
         Targets of the two groups, for example ``targets.values[0]`` and ``targets.values[1]`` of `calculate_targets`;
         any real numbers, such as losses or whether predictions are right. At least 2 runs. With exactly 2, intervals
-        can be too short: 95% intervals cover the true difference in 85% to 98% of cases, with 3 or more runs in at
-        least 92%.
+        can be too short: in the worst case, 95% intervals cover the true difference in about 85% of cases, with 3 or
+        more runs in about 91%.
     confidence : float
         In (0, 1).
 
