@@ -109,7 +109,7 @@ def test_positions_are_met_with_the_line_that_turns_them_into_labels():
         for function in (mislabel_detection_auc, judge):
             with pytest.raises(ValueError, match=r"^(score and )?ground_truth: expected") as error:
                 function(score, positions)
-            line = str(error.value).rpartition("flip_label: ")[2]
+            line = str(error.value).rpartition("flip_label, use ")[2]
             assert eval(line).nonzero().flatten().tolist() == flipped
     assert 0 <= mislabel_detection_auc(score, eval(line)).auc <= 1
     assert num_train == len(score)

@@ -345,7 +345,7 @@ def test_a_bank_that_exists_serves_as_controls(tmp_path):
     retrain_subsets(learn_mean, TRAIN, tmp_path / "bank", subsets, seed=0, shared_seed=True)
     bank = calculate_targets(squared_error, tmp_path / "bank", TESTS)
     options = {**FOUR, "tests": [2, 0]}
-    with pytest.warns(UserWarning, match=r"no subset leaves out 4 samples.*they leave out 1, 2"):
+    with pytest.warns(UserWarning, match=r"no subset leaves out 4 samples.*the given ones leave out 1, 2"):
         result = removal_test(
             SCORES, learn_mean, TRAIN, squared_error, TESTS, tmp_path / "run", controls=bank, **options
         )

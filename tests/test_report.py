@@ -139,7 +139,7 @@ def test_json_has_the_numbers_of_the_summary_and_comes_before_the_picture(tmp_pa
 @pytest.mark.parametrize("name", ["truth.csv", "truth", "truth.npy"])
 def test_ground_truth_is_not_saved_under_a_name_of_another_format(name, tmp_path):
     for truth in (GroundTruth(*LDS), Targets(LDS[0][:, None], LDS[1])):
-        with pytest.raises(ValueError, match=rf"path: expected a name that ends with \.pt, got '{name}'"):
+        with pytest.raises(ValueError, match=rf"path: expected a name that ends with \.pt or \.pth, got '{name}'"):
             truth.save(tmp_path / name)
     assert not list(tmp_path.iterdir())
 

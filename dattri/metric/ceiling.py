@@ -39,7 +39,7 @@ __all__ = ['Ceiling', 'lds_ceiling', 'ceiling_share', 'PlanRow', 'RetrainingPlan
 
 # %% ../../nbs/metric/10_ceiling.ipynb #7a7ff254
 class Ceiling(NamedTuple):
-    """The best LDS that scores can expect: per test sample, on average with its interval, and the reliability."""
+    """The best LDS that scores can expect, per test sample and on average with its interval, and the reliability."""
 
     per_test: torch.Tensor
     mean: float
@@ -60,9 +60,9 @@ def lds_ceiling(targets: Any, *, confidence: float = 0.95) -> Ceiling:
     Runs of the same subset differ by training noise, which no score predicts. The agreement of runs (Spearman's
     correlation between runs over the subsets) gives the reliability of one run, and the Spearman-Brown formula that of
     the mean over R runs. Its square root, converted to Spearman's scale, is the ceiling. This is exact for normal
-    values. For the shape found in the targets (long tails, skewed truth), the ratio to normal values is estimated by
-    deconvolving the noise, and multiplied in. If the noise has long tails and depends on the truth, as in the losses of
-    small networks, the ceiling can be a few hundredths too high.
+    values. For other shapes (long tails, skewed truth), it is multiplied by the ratio of the ceilings for the shape of
+    the targets and for normal values, estimated by deconvolving the noise. If the noise has long tails and depends on
+    the truth, as in the losses of small networks, the ceiling can be a few hundredths too high.
 
     Parameters
     ----------
@@ -79,9 +79,9 @@ def lds_ceiling(targets: Any, *, confidence: float = 0.95) -> Ceiling:
         ``mean``, in [0, 1]: the best expected mean of `lds` over the test samples, with the given numbers of subsets
         and runs. It is not the mean of ``per_test``, which is biased by its noise: agreement is averaged first. ``low``
         and ``high``, in [0, 1]: ends of the interval of the ceiling with the given number of runs, over infinitely many
-        subsets and test samples (see `lds_interval`); with few subsets they may lie beyond ``mean``. ``reliability``,
+        subsets and test samples (see `lds_interval`); with few subsets ``mean`` may lie outside them. ``reliability``,
         in [0, 1], of the mean over runs, on Pearson's scale, averaged over the test samples. All but ``per_test`` are
-        nan if no test sample is defined; the ends are nan for fewer than 4 subsets.
+        nan if no test sample has a ceiling; the ends are nan for fewer than 4 subsets.
 
     Raises
     ------
@@ -157,7 +157,7 @@ def _runs_of(targets: Any) -> torch.Tensor:
     return runs
 
 # %% ../../nbs/metric/10_ceiling.ipynb #e483d13b
-_MOST_PAIRS, _MOST_RUNS = 15, 6  # and the number of runs that have so many pairs
+_MOST_PAIRS, _MOST_RUNS = 15, 6  # pairs to compare, and the number of runs that have so many pairs
 
 
 class _Agreement(NamedTuple):
@@ -206,7 +206,7 @@ def _pearson_of(spearman: Any) -> Any:
 
 
 def _endless(spearman: Any, count: int) -> Any:
-    """Limit for infinitely many values of a mean Spearman correlation of this many values."""
+    """Limit, for infinitely many values, of a mean Spearman correlation of this many values."""
     pearson = np.linspace(-1, 1, 4001)
     return _spearman_of(np.interp(spearman, _spearman_of(pearson, count), pearson))
 
@@ -339,7 +339,7 @@ def _shape_of(scaled: _Scaled, agreement: float) -> _Shape | None:
 
 
 def _fitted(noisy: _Shape, num_runs: int, agreement: float) -> _Shape:
-    """The shape for which single runs agree like this, from that of means over some runs, whose noise is taken out."""
+    """Shape whose single runs have this agreement, from that of means over some runs, by taking out their noise."""
     pooled, wanted = _mean_of(noisy.noise, num_runs), float(_pearson_of(agreement))
     shape = noisy._replace(share=min(max(wanted, 0.01), 0.995))
     for _ in range(_ROUNDS):
@@ -351,7 +351,7 @@ def _fitted(noisy: _Shape, num_runs: int, agreement: float) -> _Shape:
 
 
 def _normal_shape(num_subsets: int, num_runs: int, agreement: float) -> _Shape:
-    """What `_shape_of` finds in normal values: they are standardised by their own spread, which cuts the tails."""
+    """What `_shape_of` finds in normal values: standardising them by their own spread shortens the tails."""
     places = (np.arange(_QUANTILES) + 0.5) / _QUANTILES
     sizes = [max(degrees - 1, 1) / 2 for degrees in (num_subsets - 1, num_subsets * (num_runs - 1))]
     truth, noise = (_standard(scipy.special.betaincinv(size, size, places)) for size in sizes)
@@ -391,7 +391,7 @@ class _Factor(NamedTuple):
 
 @dataclass(frozen=True)
 class _Model:
-    """What targets say: mean agreement over endless subsets, how it varies, their shape and that of normal values.
+    """Mean agreement of targets over infinitely many subsets, its variation, their shape and that of normal values.
 
     The first pair of `shapes` is that of all subsets, the others are those without each group.
     """
@@ -407,7 +407,7 @@ class _Model:
     factors: dict[int, _Factor] = field(default_factory=dict)
 
     def factor(self, num_runs: int) -> _Factor:
-        """Ceiling for the estimated shape over that for normal values, fitted alike so that errors cancel."""
+        """Ceiling for the estimated shape over that for normal values, fitted in the same way so that errors cancel."""
         if not self.shapes:
             return _Factor(1.0, 0.0, 0.0)
         if num_runs not in self.factors:
@@ -422,7 +422,7 @@ class _Model:
         return self.factors[num_runs]
 
     def ends(self, mean: float, confidence: float) -> tuple[float, float]:
-        """Interval of the ceiling over infinitely many subsets, from the mean agreement of these."""
+        """Interval of the ceiling over infinitely many subsets, from the mean agreement of the given ones."""
         centre = self.mean(self.agreement, self.num_runs)
         ends = [self.mean(end, self.num_runs) for end in _intraclass(mean, self.estimate, self.num_runs, confidence)]
         factor = self.factor(self.num_runs)
@@ -440,7 +440,7 @@ class _Model:
         return float(self.of_agreement(_beta_quantiles(agreement, self.spread), num_runs, count).mean())
 
     def rise(self, num_runs: int) -> float:
-        """Ceiling of the mean over so many runs, relative to that over the present ones."""
+        """Ceiling of the mean over this many runs, relative to that over the present number."""
         present = self.mean(self.agreement, self.num_runs)
         return self.mean(self.agreement, num_runs) / present if present > 0 else 1.0
 
@@ -482,7 +482,7 @@ def _intraclass(mean: float, estimate: Estimate, num_runs: int, confidence: floa
 
 
 def _shared(estimate: Estimate, num_units: int, num_tests: int) -> float:
-    """Correlation between test samples of the contributions of one unit."""
+    """Correlation between test samples of the contributions of one subset."""
     if num_tests == 1:
         return 0.0
     common = max(estimate.units - estimate.both, 0.0) * num_units
@@ -510,8 +510,8 @@ def ceiling_share(score: Any, targets: Any, *, confidence: float = 0.95) -> Conf
         ``mean`` is the mean LDS over the mean ceiling (see `lds_ceiling`), over the test samples where both are
         defined; it may exceed 1 by chance. ``low`` and ``high`` are the ends of its interval over infinitely many
         subsets and test samples, from the intervals of both and their correlation. If the ceiling is not significantly
-        above 0, the end farther from 0 is infinite, or both are; nan for fewer than 4 subsets. If runs do not agree at
-        all, ``mean`` is nan.
+        above 0, the end farther from 0 is infinite, or both are. The ends are nan for fewer than 4 subsets. If runs do
+        not agree at all, ``mean`` is nan.
 
     Raises
     ------
@@ -618,7 +618,7 @@ def _ratio(top: _Range, bottom: _Range, correlation: float) -> tuple[float, floa
 def _equation(
     top: _Range, of_top: float, bottom: _Range, of_bottom: float, correlation: float
 ) -> tuple[float, float, float]:
-    """Parts of the equation for an end, which lies as far from the estimates as these distances allow."""
+    """Coefficients of the quadratic equation for one end (leading, minus half the linear one), and its root term."""
     leading = bottom.value**2 - of_bottom**2
     middle = top.value * bottom.value - correlation * of_top * of_bottom
     return leading, middle, math.sqrt(max(middle**2 - leading * (top.value**2 - of_top**2), 0.0))
@@ -656,7 +656,7 @@ _ROUGH = "The widths are rough: pass interval=lds_interval(score, ground_truth) 
 
 
 def _plan_cells(rows: Sequence[Any], titles: list[str], values: list[list[str]]) -> list[list[str]]:
-    """The table of a plan: the numbers of models of each row, and what is expected of them."""
+    """The table of a plan: the numbers of models in each row, and the expected results."""
     counts = [[f"{count:,}" for count in row[:3]] for row in rows]
     return [["subsets", "runs", "models", *titles], *(left + right for left, right in zip(counts, values, strict=True))]
 
@@ -692,8 +692,8 @@ def plan_lds(
         does. Default: unknown; the width is then that around an LDS of 0, the widest.
     interval : ConfidenceInterval, optional
         Result of `lds_interval` for the method and the mean over the runs of `targets`, with the same confidence. Its
-        width is the method's own. Best is to pass it together with the result of `lds`: the part of the width that is
-        due to the choice of test samples then stays the same with more subsets.
+        width is the method's own. It is best passed together with the result of `lds`: the part of the width due to the
+        choice of test samples then stays the same with more subsets.
     num_tests : int, optional
         Number of test samples. Default: as in `targets`.
     num_subsets, num_runs : sequence of int
@@ -757,7 +757,7 @@ def plan_lds(
     return RetrainingPlan(tuple(rows), tests, confidence, rough=interval is None)
 
 # %% ../../nbs/metric/10_ceiling.ipynb #28384a40
-_SPREAD, _SHARED = 0.3, 0.2  # of the LDS among test samples on Fisher's scale; share common to all test samples
+_SPREAD, _SHARED = 0.3, 0.2  # of the LDS over test samples, on Fisher's scale; share common to all test samples
 
 
 def _plan_model(targets: Any, reliability: float | None) -> tuple[_Model, int | None, float]:
@@ -799,7 +799,7 @@ def _lds_and_interval(lds: Any, interval: Any) -> tuple[Any, ConfidenceInterval 
 
 
 class _Spread(NamedTuple):
-    """Variance of the LDS among test samples, and the part of it that is chance if they share nothing."""
+    """Variance of the LDS among test samples, and the part of it that is due to chance if they share nothing."""
 
     found: float
     chance: float
@@ -840,7 +840,7 @@ def _chance(value: Any, count: float) -> Any:
 def _shared_by(
     width: float, value: float, spread: _Spread, pilot: tuple[int, int], confidence: float
 ) -> tuple[float, float]:
-    """Share common to all test samples that gives a pilot this width, and a factor where no share does."""
+    """Share common to all test samples that gives a pilot this width, and a factor if no share does."""
     from scipy.optimize import brentq  # noqa: PLC0415  (few calls need it)
 
     def apart(shared: float) -> float:
@@ -985,7 +985,7 @@ def plan_comparison(
 
 # %% ../../nbs/metric/10_ceiling.ipynb #plancmp5
 class _Pilot(NamedTuple):
-    """Two methods on a pilot: mean LDS of each, correlation of their predictions, and parts of the difference."""
+    """Two methods on a pilot: mean LDS of each, correlation of their predictions, and their difference."""
 
     levels: tuple[float, float]
     alike: float
@@ -1007,7 +1007,7 @@ class _Pilot(NamedTuple):
 
 
 def _pilot_of(a: Any, b: Any, targets: Any) -> _Pilot:
-    """What targets say of the difference between two methods, over the test samples where both are defined."""
+    """Estimates of the difference between two methods, over the test samples where both are defined."""
     runs, truth = _runs_and_truth(targets)
     if len(runs) < 5:
         raise ValueError(f"targets: a comparison needs at least 5 subsets, got {len(runs)}; 20 or more are better")
@@ -1026,7 +1026,7 @@ def _pilot_of(a: Any, b: Any, targets: Any) -> _Pilot:
 
 
 def _chance_of_difference(first: float, second: float, alike: float, rise: float) -> float:
-    """Variance of a difference of two dependent correlations, but for a factor; both are scaled."""
+    """Variance of a difference of two dependent correlations, up to a factor; both are multiplied by `rise` first."""
     x, y = (min(max(rise * value, -0.999), 0.999) for value in (first, second))
     rest = 1 - x**2 - y**2
     common = alike * rest - x * y * (rest - alike**2) / 2

@@ -57,7 +57,7 @@ class Table:
         return as_html(self._cells()) + f"<p>{html.escape(note)}</p>" * bool(note)
 
 # %% ../../nbs/metric/15_display.ipynb #26a4cb98
-_FEW = 8  # up to so many values are listed
+_FEW = 8  # up to this many values are listed
 
 
 def in_short(result: Any, *, means: bool = True) -> str:

@@ -55,7 +55,7 @@ def called(function: Callable, model: Any, dataloader: DataLoader, name: str) ->
             return function(model, fork_safe(dataloader))
     except Exception as error:
         of_text = isinstance(error, (TypeError, AttributeError)) and "'str' object" in str(error)
-        hint = ". It got the path of a checkpoint, a str: load it, model.load_state_dict(torch.load(path))" * of_text
+        hint = ". It got a checkpoint's path, a str: load it with model.load_state_dict(torch.load(path))" * of_text
         raise RuntimeError(f"target_func raised {type(error).__name__}: {error}, for {name}{hint}") from error
 
 # %% ../../nbs/metric/12_evaluation.ipynb #e6f64ade
@@ -225,12 +225,12 @@ class Evaluation:
         description, done = f"evaluating ({self.directory.kind.mode})", len(keys) - sum(sizes)
         lost = {"kept": _NOTHING_KEPT} if self.kept is None else {}
         evaluated = run_tasks(self, missing, n_jobs=n_jobs, description=description, sizes=sizes, done=done, **lost)
-        with torch.inference_mode(False):  # so that the result has no restrictions on its use
+        with torch.inference_mode(False):  # otherwise autograd could not use the result
             targets: dict[Any, Any] = {**found, **dict(pair for unit in evaluated for pair in unit)}
             return torch.stack([targets[key] for key in keys])
 
 
-_NOTHING_KEPT = 'No values were kept; calculate_targets keeps them as it goes with cache="NAME".'
+_NOTHING_KEPT = 'No values were kept; with cache="NAME", calculate_targets keeps them as it goes.'
 
 # %% ../../nbs/metric/12_evaluation.ipynb #3f11730d
 @dataclass(frozen=True)
@@ -269,8 +269,8 @@ def template_of(directory: RetrainDir, model: nn.Module | None, target_func: Cal
     if isinstance(load_checkpoint(directory.checkpoint(directory.subsets[0]), modules=True), nn.Module):
         return None
     raise ValueError(
-        f"{file} does not exist (it could not be saved, or was removed), so no module can load the weights. Pass "
-        "model=, an instance of the class that train_func returns."
+        f"{file} does not exist (it could not be saved, or was removed), so there is no module to load the weights "
+        "into. Pass model=, an instance of the class that train_func returns."
     )
 
 # %% ../../nbs/metric/12_evaluation.ipynb #0a6154c6
@@ -278,5 +278,5 @@ class LdsEvaluation(Evaluation):
     """Evaluation in which the target function gets the path of a verified checkpoint."""
 
     def _argument(self, file: Path) -> str:
-        verify_checksums(file) if owner_of(file) else load_checkpoint(file)  # others have no hash of all their bytes
+        verify_checksums(file) if owner_of(file) else load_checkpoint(file)  # others lack checksums of all their bytes
         return str(file)

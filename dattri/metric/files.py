@@ -87,7 +87,7 @@ def read_scores(file: str | os.PathLike, name: str | None = None) -> torch.Tenso
 
 # %% ../../nbs/metric/09_files.ipynb #55076e29
 def _pick(path: Path, arrays: Mapping[str, Callable[[], Any]], name: str | None) -> Callable[[], Any]:
-    """The array that was asked for, or the only one."""
+    """The array of this name, or the only one."""
     if name is None and len(arrays) == 1:
         return next(iter(arrays.values()))
     if name in arrays and name is not None:
@@ -102,7 +102,7 @@ def _pick(path: Path, arrays: Mapping[str, Callable[[], Any]], name: str | None)
 
 
 def _refusal(what: str, error: ValueError, remedy: str) -> ValueError:
-    """The error of a reader, for a file of `what`; checkpoints are trained again, but others need another remedy."""
+    """A reader's error for a file of `what`; its remedy for checkpoints, to retrain, is replaced by another."""
     if isinstance(error, UnusableFileError):
         return ValueError(f"{what}: {error.reason}. {error.remedy or remedy}")
     return ValueError(f"{what}: {error}")
@@ -128,7 +128,7 @@ def read_ground_truth(file: str | os.PathLike) -> GroundTruth | Targets | torch.
     FileNotFoundError
         If `file` does not exist.
     TypeError, ValueError
-        If the file is damaged, or holds neither; names the file.
+        If the file is damaged, or holds something else; names the file.
 
     See Also
     --------

@@ -247,7 +247,7 @@ def _read_trak(path: Path) -> np.ndarray:
 
 # %% ../../nbs/metric/17_formats.ipynb #253515c9
 class _Bergson(NamedTuple):
-    """What `info.json` says: rows, scores per row, dtype, bytes per row, bytes from one score to the next."""
+    """The layout in `info.json`: rows, scores per row, dtype, bytes per row, bytes from one score to the next."""
 
     num_rows: int
     num_scores: int

@@ -20,7 +20,7 @@ __all__ = ['RocCurve', 'MislabelDetection', 'mislabel_detection_auc']
 
 # %% ../../nbs/metric/02_mislabel.ipynb #55b9a4b1
 class RocCurve(NamedTuple):
-    """Rates over all thresholds, from no sample inspected to all, float64 tensors of the same length."""
+    """False and true positive rates at all thresholds, from no sample inspected to all: float64, of one length."""
 
     fpr: torch.Tensor
     tpr: torch.Tensor
@@ -56,9 +56,10 @@ def mislabel_detection_auc(score: torch.Tensor, ground_truth: torch.Tensor) -> M
     -------
     MislabelDetection
         ``auc``, a float in [0, 1], ties counting half; and ``curve = (fpr, tpr, thresholds)``, float64 tensors on the
-        score's device, as `sklearn.metrics.roc_curve(..., drop_intermediate=False)`: false and true positive rates in
-        [0, 1], and the lowest score inspected, infinite for the first. (Thresholds beyond 2**53 are rounded to float64,
-        after all comparisons.) With only one class, ``auc`` and the rate of the absent class are nan, with a warning.
+        score's device, as from `sklearn.metrics.roc_curve(..., drop_intermediate=False)`: false and true positive rates
+        in [0, 1], and thresholds, the lowest score inspected (the first is infinite). Integer thresholds beyond 2**53
+        are rounded to float64 after all comparisons. With only one class, ``auc`` and the rate of the absent class are
+        nan, with a warning.
 
     Raises
     ------
@@ -70,7 +71,7 @@ def mislabel_detection_auc(score: torch.Tensor, ground_truth: torch.Tensor) -> M
     --------
     mislabel_interval : A confidence interval for the AUC.
     detection_curve : How much to inspect to find a share of the wrong labels.
-    flip_label : Make wrong labels.
+    flip_label : Give samples wrong labels.
 
     Examples
     --------
@@ -99,12 +100,12 @@ FROM_POSITIONS = "torch.zeros(num_train).index_fill(0, torch.tensor(flipped), 1)
 def check_labels(score: Any, ground_truth: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Scores in a sortable dtype, with equal scores kept equal, and labels as booleans, on one device."""
     score, truth = as_real_tensor("score", score), as_real_tensor("ground_truth", ground_truth)
-    remedy = f"from positions, such as the second result of flip_label: {FROM_POSITIONS}"
+    remedy = f"to convert positions, such as the second result of flip_label, use {FROM_POSITIONS}"
     if score.ndim != 1 or score.shape != truth.shape or len(score) == 0:
         raise ValueError(
             "score and ground_truth: expected two vectors of the same shape (num_train,), got "
             f"{tuple(score.shape)} and {tuple(truth.shape)}; ground_truth is 1 for mislabelled samples and 0 for the "
-            f"others, {remedy}"
+            f"others; {remedy}"
         )
     is_wrong = truth == 1
     if not bool((is_wrong | (truth == 0)).all()):
@@ -149,7 +150,7 @@ def _counts_on_gpu(score: torch.Tensor, is_wrong: torch.Tensor) -> tuple[torch.T
 
 
 def _from(start: float, values: torch.Tensor) -> torch.Tensor:
-    """Values with one more prepended, float64."""
+    """The start, followed by the values, float64."""
     return torch.cat([torch.tensor([start], dtype=torch.float64, device=values.device), values.double()])
 
 # %% ../../nbs/metric/02_mislabel.ipynb #3d63e6f0
@@ -162,7 +163,7 @@ class Found(NamedTuple):
 
 # %% ../../nbs/metric/02_mislabel.ipynb #0e47572f
 def area_below(x: torch.Tensor, y: torch.Tensor) -> float:
-    """Area below a curve of straight lines, as `numpy.trapezoid`, which numpy 1 calls otherwise."""
+    """Area below a piecewise linear curve, as `numpy.trapezoid`, which has another name in numpy 1."""
     across, along = x.cpu().numpy(), y.cpu().numpy()
     return float((np.diff(across) * (along[1:] + along[:-1]) / 2).sum())
 

@@ -27,9 +27,9 @@ def check_orientation(
 
     The sign is flagged if the metric is below that of random scores with 99.9% confidence (see `lds_interval`). The
     axes are flagged if the matrix is square and the transposed matrix is better with the same confidence (the two
-    intervals do not overlap) and at least twice as good. Random scores are flagged in less than 1% of all cases,
-    correct scores never. With fewer than 7 models nothing is flagged: they would all come in the opposite order by
-    chance in more than 0.1% of cases.
+    intervals do not overlap) and at least twice as good. Random scores are flagged in less than 1% of all cases, and
+    correct scores never were in tests. With fewer than 7 models nothing is flagged: random scores rank them in exactly
+    the opposite order in more than 0.1% of cases.
 
     Parameters
     ----------
@@ -43,8 +43,8 @@ def check_orientation(
     name : str
         Name of the scores in the warning.
     value : float, optional
-        The value of the metric, if already known. Then the check is free for scores better than chance, and for square
-        ones costs as much as the metric.
+        The value of the metric, if already known. Then the check costs nothing for scores better than chance, or as
+        much as the metric if the matrix is square.
 
     Returns
     -------
@@ -54,7 +54,7 @@ def check_orientation(
     Raises
     ------
     TypeError, ValueError
-        As for the metric; a matrix of shape (num_test, num_train) is an error with advice to pass ``score.T``.
+        As for the metric; the error for a matrix of shape (num_test, num_train) advises you to pass ``score.T``.
 
     See Also
     --------
@@ -108,7 +108,7 @@ def metric_of(ground_truth: Any, metric: str | None) -> str:
 
 # %% ../../nbs/metric/18_orientation.ipynb #ec5e09c4
 def _sure_interval(score: Any, ground_truth: Any, metric: str) -> ConfidenceInterval:
-    """Interval of a metric at the confidence of the check, without warnings that the metric gives itself."""
+    """Interval of a metric at the confidence of the check, without the warnings of the metric."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return KINDS[metric].interval(score, ground_truth, confidence=_CONFIDENCE)
