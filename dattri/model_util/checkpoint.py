@@ -172,7 +172,7 @@ def refuse_special(path: str | os.PathLike) -> None:
 
 # %% ../../nbs/model_util/02_checkpoint.ipynb #new7
 def read_bounded(path: Path, most: int = 2**28) -> bytes:
-    """Bytes of a file that may be hostile, such as a text.
+    """Bytes of a file that may be hostile, such as a text file.
 
     Raises
     ------
@@ -325,7 +325,7 @@ def _as_tensor(record: memoryview, dtype: torch.dtype) -> torch.Tensor:
 
 # %% ../../nbs/model_util/02_checkpoint.ipynb #new1
 class UnusableFileError(ValueError):
-    """A file that cannot be read: the reason, and optionally the remedy for others than checkpoints."""
+    """A file that cannot be read: the reason, and optionally a remedy other than the one for checkpoints."""
 
     @property
     def reason(self) -> str:
@@ -389,7 +389,7 @@ def _read(file: BinaryIO) -> memoryview:
     try:
         memory = np.empty(size + _ALIGNMENT, np.uint8)
     except MemoryError as error:
-        remedy = "Free memory; if it cannot be that large, delete it and repeat the call that wrote it."
+        remedy = "Free memory; if the file should be smaller, delete it and repeat the call that wrote it."
         raise UnusableFileError(f"{file.name} has {size:,} bytes, which do not fit in memory", remedy) from error
     start = -memory.ctypes.data % _ALIGNMENT
     data = memory.data[start : start + size]
@@ -457,7 +457,7 @@ def _known_module_class(name: str) -> type[nn.Module] | None:
                 return None
         carriers = (torch.fx.GraphModule, torch.jit.ScriptModule)
         plain = isinstance(place, type) and issubclass(place, nn.Module) and not issubclass(place, carriers)
-        return place if plain and _may_be_made(place.__module__) else None  # a module names those it imports, too
+        return place if plain and _may_be_made(place.__module__) else None  # a module also names classes it imports
     return None
 
 
@@ -535,7 +535,7 @@ def load_checkpoint(path: Path, *, modules: bool = False) -> Any:
 
 
 def _check_storages(path: Path, content: _Content, note: Note) -> None:
-    """`UnusableFileError` if a storage is larger than its record, beyond which some versions of torch read."""
+    """`UnusableFileError` if a storage is larger than its record: some versions of torch would read past the end."""
     for identity in storages_in(note):
         if identity is None:
             raise UnusableFileError(f"{path} is damaged (a storage is not as torch writes it)")

@@ -123,7 +123,7 @@ class LooPlan(_Layout):
         return {*other.indices} < {*self.indices} and replace(self, indices=other.indices) == other
 
     def record(self) -> dict[str, Any]:
-        """What the plan follows from."""
+        """The numbers that determine the plan."""
         return {"indices": list(self.indices), "seed": self.seed}
 
     def arguments(self) -> dict[str, str]:
@@ -218,7 +218,7 @@ class _Numbered(_Layout):
         return f"{task.subset}/indices.txt"
 
     def record(self) -> dict[str, Any]:
-        """What the plan follows from."""
+        """The numbers that determine the plan."""
         recorded = [item.name for item in fields(self) if item.repr]  # type: ignore[arg-type]
         return {name: getattr(self, name) for name in recorded if name != "data_length"}
 
