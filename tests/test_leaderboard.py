@@ -152,7 +152,7 @@ def test_what_a_value_leaves_out_is_said(home):
 def test_metrics_are_a_list_of_different_names(home):
     once = evaluate({"a": matrix()}, SETTING, metrics=["lds", "lds"], baselines=False, download_path=home)
     assert len(once.rows) == 1
-    with pytest.raises(TypeError, match=r"metrics: expected a list of names, got one text; pass \['lds'\]"):
+    with pytest.raises(TypeError, match=r"metrics: expected a list of names, got a single string; pass \['lds'\]"):
         evaluate({"a": matrix()}, SETTING, metrics="lds", download_path=home)
 
 

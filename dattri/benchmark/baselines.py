@@ -439,11 +439,11 @@ def trak(
     train_dataset, test_dataset
         As for `gradient_dot`; labels are class numbers.
     dim : int, optional
-        Dimension of projected gradients. If the model has no more parameters than that, gradients are not projected.
-        Default: the largest power of two up to an eighth of the training samples, at most 2,048.
+        Dimension of the projected gradients. If the model has no more parameters than that, gradients are not
+        projected. Default: the largest power of two up to an eighth of the training samples, at most 2,048.
     damping : float
         Added to the diagonal of the features' second moment matrix (the mean over training samples), 0 or larger. With
-        0, as in the paper, a singular matrix has its pseudo-inverse.
+        0, as in the paper, the pseudo-inverse of a singular matrix is used.
     seed : int
         Seed of the projections, one for each model; the same on all devices.
     max_bytes : int
