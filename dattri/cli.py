@@ -308,11 +308,11 @@ def _check_truth_options(ground_truth: Path | None, **setting: str | None) -> No
     missing = [f"--{name}" for name, value in setting.items() if value is None]
     if ground_truth is None and missing:
         raise ValueError(
-            f"what to judge with: {' and '.join(missing)} missing; pass {_listed(setting)}, or --ground-truth FILE"
+            f"ground truth: {' and '.join(missing)} missing; pass {_listed(setting)}, or --ground-truth FILE"
         )
     if ground_truth is not None and {"--model", "--dataset"} & {*passed}:
         raise ValueError(
-            f"what to judge with: got --ground-truth and {' and '.join(passed)}; pass the file, or {_listed(setting)}"
+            f"ground truth: got --ground-truth and {' and '.join(passed)}; pass the file, or {_listed(setting)}"
         )
 
 

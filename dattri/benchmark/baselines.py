@@ -404,7 +404,10 @@ def choose_damping(
         )
     to_tune, to_report = ground_truth.split(fraction, seed)
     if min(len(to_tune.values), len(to_report.values)) < 2:
-        raise ValueError(f"ground_truth: expected two subsets or more on each side, got {len(ground_truth.values)}")
+        raise ValueError(
+            "ground_truth: expected at least two subsets to tune on and two to report on, got "
+            f"{len(ground_truth.values)}"
+        )
     best, tuned = None, {}
     for damping in dampings:
         scores = method(damping)

@@ -200,7 +200,7 @@ def _cell(text: str) -> str:
 
 # %% ../../nbs/benchmark/04_hub.ipynb #8bc1e2a5
 def published(api: Any, repo_id: str, pattern: str) -> dict[str, Manifest]:
-    """Manifests in a repository by what the group of a pattern matches; unreadable ones are left out of the card."""
+    """Manifests in a repository, by the text that a pattern's group matches; unreadable ones are omitted."""
     manifests = {}
     for name in api.list_repo_files(repo_id, repo_type="dataset"):
         if found := re.fullmatch(pattern, name):

@@ -432,7 +432,7 @@ def requested_baselines(scores: Mapping[str, Any], baselines: bool | str) -> dic
     if not isinstance(scores, Mapping):
         raise TypeError(f"scores: expected a dict of methods by name, got {type(scores).__name__}")
     if unnamed := [name for name in scores if not isinstance(name, str) or not _one_line(name)]:
-        raise TypeError(f"scores: expected names as keys, text that can be printed, got {unnamed[0]!r}")
+        raise TypeError(f"scores: expected names as keys, printable text, got {unnamed[0]!r}")
     shown = [_one_line(name) for name in scores]
     if twice := [name for name in shown if shown.count(name) > 1]:
         raise ValueError(f"scores: {twice[0]!r} would be shown for {shown.count(twice[0])} methods; use other names")
@@ -612,7 +612,7 @@ def _check_kind(scores: Any, metric: str, truth: Any) -> None:
     if metric == "mislabel" and len(getattr(scores, "shape", (0,))) != 1:
         raise ValueError(
             f"expected one number per training sample, self-attribution of shape ({len(truth)},), got shape "
-            f"{tuple(scores.shape)}; a function gets metric='mislabel' and returns self-attribution then"
+            f"{tuple(scores.shape)}; a function called with metric='mislabel' returns self-attribution"
         )
 
 

@@ -401,9 +401,9 @@ def _foreign(path: Path, start: bytes) -> UnusableFileError:
     if not start:
         return UnusableFileError(f"{path} is empty (0 bytes)")
     if start.startswith(b"\x93NUMPY"):
-        return UnusableFileError(f"{path} is a file of numpy.save, not of torch.save", "Rename it to end in .npy.")
+        return UnusableFileError(f"{path} was written by numpy.save, not by torch.save", "Rename it to end in .npy.")
     old = "; one written before torch 1.6 must be saved again" * start.startswith(b"\x80")
-    return UnusableFileError(f"{path} is not a file of torch.save (it starts with {start!r}{old})")
+    return UnusableFileError(f"{path} was not written by torch.save (it starts with {start!r}{old})")
 
 
 def _not_by_torch(archive: zipfile.ZipFile, data: memoryview) -> str | None:
@@ -420,7 +420,7 @@ def _not_by_torch(archive: zipfile.ZipFile, data: memoryview) -> str | None:
         return "it is compressed"
     roots = {member.filename.partition("/")[0] for member in members}
     if len(roots) != 1 or f"{min(roots)}/data.pkl" not in archive.NameToInfo:
-        return "it does not hold the single pickle of torch.save"
+        return "it does not hold the single pickle that torch.save writes"
     return None
 
 

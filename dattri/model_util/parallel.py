@@ -166,8 +166,8 @@ def one_bar(description: str, total: int | None = None) -> Iterator[tqdm]:
     description : str
         Label of the bar, replacing the labels of the runs.
     total : int, optional
-        Models of all runs together, including those already done in a resumed run; it grows if the runs have more.
-        None if it is unknown: the bar then counts, and promises no end.
+        Models of all runs together, including those already done in a resumed run; it grows if the runs have more. None
+        if it is unknown: the bar then only counts.
 
     Yields
     ------
@@ -262,7 +262,7 @@ def run_tasks(
 
 
 def _is_interrupt(error: BaseException | None) -> bool:
-    """Whether an error was caused by Ctrl-C, even if stopping a half-started engine raised another error."""
+    """Whether an error was caused by Ctrl-C, even if stopping a half-started backend raised another error."""
     return error is not None and (isinstance(error, KeyboardInterrupt) or _is_interrupt(error.__context__))
 
 

@@ -195,7 +195,7 @@ def _check_size(root: Note, most: int) -> None:
 
 # %% ../../nbs/model_util/13_pickles.ipynb #29e77010
 def _dry_run(data: bytes) -> tuple[list[str], str | None, list[Note]]:
-    """Names that a pickle uses, in order, what is wrong with it apart from them, and what it makes."""
+    """Names that a pickle uses, in order, any other problem with it, and what it makes."""
     machine, problem = _Machine(), None
     try:
         for opcode, argument, _ in pickletools.genops(data):
@@ -357,6 +357,6 @@ def plain_value(note: Note, memory: Callable[[str, str, int], Any]) -> Any:
     Raises
     ------
     NotPlain
-        If it holds anything else than numbers, text, tuples, lists, dictionaries and dense tensors without gradient.
+        If it holds anything but numbers, text, tuples, lists, dictionaries and dense tensors without gradient.
     """
     return _Plain(memory).value(note)

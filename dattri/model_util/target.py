@@ -148,7 +148,7 @@ class EnsembleTarget:
             try:
                 scratch.load_state_dict(state.state_dict() if isinstance(state, nn.Module) else state)
             except (RuntimeError, TypeError) as error:
-                name = model if isinstance(model, (str, os.PathLike)) else f"number {number}"
+                name = model if isinstance(model, (str, os.PathLike)) else f"model number {number}"
                 raise ValueError(
                     f"model_fn: the weights of {name} do not fit {type(scratch).__name__}: {error}"
                 ) from error
