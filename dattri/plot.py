@@ -268,7 +268,7 @@ def _told(name: str, values: np.ndarray) -> str:
 def predicted_actual(
     score: Any, ground_truth: Any, ax: Any = None, *, test: int | None = None, method: str = ""
 ) -> Any:
-    """What scores predict for one test sample against what retraining showed: a point per model or subset.
+    """Predictions of scores for one test sample against the targets after retraining: a point per model or subset.
 
     Parameters
     ----------
@@ -683,7 +683,7 @@ def top_samples(
     class_names : sequence or dict, optional
         Name of each label.
     show : callable, optional
-        Converts an input to what is shown, such as a tokenizer's ``decode``: a text, or an image of shape (height,
+        Converts an input to its displayed form, such as a tokenizer's ``decode``: a text, or an image of shape (height,
         width), (1 or 3, height, width), or flat and square. Image values outside [0, 1] are scaled to that range.
     max_lines : int
         Maximum number of lines of a text, 1 or more; a longer text ends in "...". New axes are as high as the texts

@@ -684,7 +684,7 @@ def bm25(
     Raises
     ------
     TypeError, ValueError
-        If texts are neither of the two, there are none, or `k1` or `b` is out of range.
+        If texts are neither of these, there are none, or `k1` or `b` is out of range.
 
     See Also
     --------

@@ -58,7 +58,7 @@ def publish_benchmark(
     ValueError
         If a file differs from its manifest.
     OSError
-        If the hub refuses; says why.
+        If the hub refuses; the error says why.
 
     See Also
     --------
@@ -307,7 +307,7 @@ def fetch_file(
 
 
 def _checked_size(url: str, absent: tuple[type[Exception], ...]) -> int:
-    """Bytes of a file as the hub has it, 0 if it does not say.
+    """Size of a file on the hub, in bytes; 0 if the hub does not state it.
 
     `ValueError` if the hub's names, which the client uses as paths, would lead out of its cache.
     """

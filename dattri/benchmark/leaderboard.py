@@ -62,7 +62,7 @@ class LeaderboardRow(NamedTuple):
     is_best : bool
         Whether this is the best method, or not significantly worse by the paired difference.
     seconds : float
-        Time that a function took.
+        Time that the method's function took.
     num_checkpoints : int, optional
         Number of models that a baseline used.
     error : str
@@ -373,10 +373,8 @@ def evaluate(
 
     See Also
     --------
-    load_benchmark : What functions receive.
-    judge : One method on half a page.
-    leaderboard_from : Judge published scores.
-    lds_interval, compare_lds : The interval and the paired difference of the LDS.
+    load_benchmark : Returns the attributes that functions receive. judge : One method on half a page. leaderboard_from
+    : Judge published scores. lds_interval, compare_lds : The interval and the paired difference of the LDS.
 
     Examples
     --------

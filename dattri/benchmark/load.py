@@ -86,8 +86,8 @@ def load_benchmark(
     Raises
     ------
     ValueError
-        If the setting or metric does not exist (lists those that do), or files are damaged or malicious, do not fit
-        each other or the setting, or differ from the manifest on the hub. No such file is put into place.
+        If the setting or metric does not exist (the error lists those that do), or files are damaged or malicious, do
+        not fit each other or the setting, or differ from the manifest on the hub. No such file is put into place.
     OSError
         If a download fails; names the file and its URL. Earlier downloads are kept.
 
@@ -229,7 +229,7 @@ class _Pair(NamedTuple):
 
 
 class Loaded(Table, _Pair):
-    """What `load_benchmark` returns: a pair."""
+    """The result of `load_benchmark`, a pair."""
 
     def _cells(self) -> list[list[str]]:
         attributes, truth = self

@@ -306,7 +306,7 @@ def find_setting(model: str, dataset: str) -> Setting:
     Raises
     ------
     ValueError
-        If there is none; says which one was probably meant, and lists all, the most similar first.
+        If there is none; the error says which one was probably meant, and lists all, the most similar first.
 
     See Also
     --------

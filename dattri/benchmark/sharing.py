@@ -89,7 +89,7 @@ def publish_scores(
         If scores do not fit the benchmark or their value is undefined, a name or claim has invalid characters, or the
         repository holds another method's scores.
     OSError
-        If the hub rejects the upload; says why.
+        If the hub rejects the upload; the error says why.
 
     See Also
     --------

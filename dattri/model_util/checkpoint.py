@@ -158,7 +158,7 @@ def nonfinite_names(state: dict[str, Any], model: nn.Module | None = None) -> li
 
 # %% ../../nbs/model_util/02_checkpoint.ipynb #0354b444
 def to_bytes(obj: Any) -> bytes:
-    """What `torch.save` writes, independent of any file name."""
+    """The bytes that `torch.save` writes, independent of any file name."""
     buffer = io.BytesIO()
     torch.save(obj, buffer)
     return buffer.getvalue()
@@ -329,12 +329,12 @@ class UnusableFileError(ValueError):
 
     @property
     def reason(self) -> str:
-        """What is wrong; names the file."""
+        """The problem, with the name of the file."""
         return self.args[0]
 
     @property
     def remedy(self) -> str | None:
-        """What to do about it, if writing the file again is not the remedy."""
+        """The remedy, if it is not to write the file again."""
         return self.args[1] if len(self.args) > 1 else None
 
     def __str__(self) -> str:
@@ -550,7 +550,7 @@ _ITEM_SIZES |= {"torch QInt32Storage": 4, "torch QUInt4x2Storage": 1, "torch QUI
 
 
 def _by_torch(path: Path, data: memoryview, classes: dict[str, Any]) -> Any:
-    """What torch's restricted unpickler makes of a checked file that may name these classes."""
+    """The object that torch's restricted unpickler makes of a checked file, which may name these classes."""
     with torch.serialization.safe_globals([(kind, name) for name, kind in classes.items()]):
         try:
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)

@@ -227,7 +227,7 @@ def run_tasks(
     sizes : sequence of int, optional
         Models per task, for the bar. Default: one each.
     kept : str
-        What the Ctrl-C message says about finished work.
+        End of the Ctrl-C message, about finished work.
 
     Raises
     ------

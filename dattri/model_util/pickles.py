@@ -231,7 +231,7 @@ def check_pickle(data: bytes, allowed: Callable[[str], bool] = is_harmless) -> N
     Returns
     -------
     Note
-        What it makes; do not change it.
+        The value that it makes; do not change it.
 
     Raises
     ------
@@ -352,7 +352,7 @@ def plain_value(note: Note, memory: Callable[[str, str, int], Any]) -> Any:
     Returns
     -------
     Any
-        What torch's unpickler would make of it, equal in types, strides and shared memory.
+        The value that torch's unpickler would make, equal in types, strides and shared memory.
 
     Raises
     ------

@@ -342,7 +342,7 @@ class RetrainDir:
         seed : int or None
             The user's seed; None takes the recorded one, or a fresh one if none is recorded.
         members : uint8 array, optional
-            What the plan depends on besides its record.
+            Data that the plan depends on besides its record.
         overwrite : bool
             Remove the models of `subsets` if the plan is the same, and everything of the old plan otherwise.
         subsets : iterable of int, optional
@@ -538,9 +538,9 @@ class DifferentRunError(ValueError):
     Parameters
     ----------
     reason : str
-        What differs.
+        The differences.
     remedy : str
-        What to do.
+        The remedy.
     fields : sequence of str
         Names of the differing fields in `metadata.yml`.
 
@@ -749,7 +749,7 @@ def require_complete(directory: RetrainDir) -> None:
         if "format" in directory.metadata:
             remedy = f"Train the missing models with {_call(directory, str(directory.path))}; existing models are kept."
         raise FileNotFoundError(
-            f"{directory.path} is incomplete: {shown}{more} missing, of {num_files} files. {remedy}"
+            f"{directory.path} is incomplete: missing {shown}{more} (of {num_files} files). {remedy}"
         )
     for subset, run in product(subsets, runs):
         directory.is_whole(subset, run)  # an error if it is from another run; truncation shows when it is read
@@ -764,7 +764,7 @@ def _missing(files: Iterable[Path]) -> list[Path]:
 
 
 def _least(missing: Sequence[Path]) -> str:
-    """What to write before the number of missing files."""
+    """Qualifier of the number of missing files, which are counted up to a limit."""
     return "at least " * (len(missing) >= _MOST_MISSING)
 
 
