@@ -384,7 +384,7 @@ def check_as_listed(manifest: Manifest, benchmark: str, part: str, hashes: Mappi
     """
     listed = {name: value for name, value in manifest.files.items() if re.fullmatch(rf"{part}/.*\.pt", name)}
     models = part.startswith("models_")
-    lists = f"as {benchmark}/{MANIFEST} beside it lists"
+    lists = f"as listed in {benchmark}/{MANIFEST}"
     if models and len(listed) != len(hashes):
         raise ValueError(
             f"{archive_name(benchmark, part)}: expected {len(listed)} models, {lists}, got {len(hashes)}. {_NOT_ONE}"

@@ -46,7 +46,7 @@ class EnsembleTrainer:
     call `train_many` instead. Every model ends, up to rounding, where it would have ended alone: same initial weights,
     same order of samples. Layers that draw random numbers, such as dropout, draw them for several models at once. Such
     models are equally good, but their bytes depend on the grouping (shards, `max_models`, the number of devices). The
-    same holds for a data set that augments at random. A resumed call with the same arguments forms the same groups.
+    same holds for a data set that augments at random. A resumed call with the same arguments forms the same units.
 
     On a CPU, threads divide the models, not the operations: torch's number of threads is the number of models (or
     blocks of small models) trained at the same time, and the bytes do not depend on it. Only one thread is used if
