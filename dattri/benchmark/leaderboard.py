@@ -196,7 +196,7 @@ class Leaderboard:
 
 
 _PARTLY = "{}: undefined and left out for {} test samples, where scores or targets do not distinguish the models"
-_OUTSIDE = "outside its interval: {}; a correlation of few models is biased, and the interval corrects for that"
+_OUTSIDE = "outside its interval: {}; a correlation over few models is biased, and the interval corrects for that"
 _HEAD = ("value", "95% interval", "left out", "of ceiling", "behind the best", "checkpoints", "seconds")
 
 

@@ -67,7 +67,7 @@ class EnsembleTrainer:
     batch_size : int, optional
         Default: that of the loader.
     scheduler : callable, optional
-        From the optimizer to a learning-rate scheduler, stepped once per epoch without arguments.
+        Maps an optimizer to a learning-rate scheduler, which is stepped once per epoch without arguments.
     max_models : int or "auto"
         Models trained as one (a unit), 1 or more; halved whenever the device runs out of memory. A worker trains one
         unit at a time: with ``n_jobs=8`` and 100 models, 13 or fewer keep all workers busy.

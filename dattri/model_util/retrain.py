@@ -75,8 +75,8 @@ def retrain_loo(
         Loader over the N training samples, with a sampler that has a fixed list of samples. Each model gets the same
         kind of loader without one sample.
     path : str or path-like
-        Directory for the checkpoints ``index_{i}/model_weights.pt`` (state dicts), ``model.pt`` (the module, with zeros
-        for its weights) and ``metadata.yml``. Created if missing.
+        Directory for the checkpoints ``index_{i}/model_weights.pt`` (state dicts), ``model.pt`` (the module, with its
+        weights set to zero) and ``metadata.yml``. Created if missing.
     indices : sequence of int, optional
         Positions to remove, in [0, N), one model each. None removes each position in turn. If the directory has only
         some of these models, the rest are added.
@@ -289,7 +289,7 @@ def retrain_subsets(
         (training positions) and ``{subset}/model_weights_{run}.pt`` (state dicts). Created if missing.
     subsets : sequence of int sequences, or boolean mask of shape (num_subsets, N)
         Positions that each model is trained on, 1 to N of them in any order, or a mask that is True for them. Intervals
-        over subsets (`lds_interval`) assume that the subsets were drawn at random. A subset given twice is trained
+        over subsets (`lds_interval`) assume that the subsets were drawn at random. A subset given twice is trained on
         twice. If the directory has only the first few, the rest are added.
     num_runs_per_subset : int
         Models per subset, 1 or more, each with a different seed. Two or more measure training noise (`lds_ceiling`). If
