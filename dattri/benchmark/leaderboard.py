@@ -373,8 +373,10 @@ def evaluate(
 
     See Also
     --------
-    load_benchmark : Returns the attributes that functions receive. judge : One method on half a page. leaderboard_from
-    : Judge published scores. lds_interval, compare_lds : The interval and the paired difference of the LDS.
+    load_benchmark : Returns the attributes that functions receive.
+    judge : One method on half a page.
+    leaderboard_from : Judge published scores.
+    lds_interval, compare_lds : The interval and the paired difference of the LDS.
 
     Examples
     --------

@@ -92,8 +92,8 @@ class Setting(Table):
 
     See Also
     --------
-    register_setting, find_setting : Register it under its names, and look it up. build_benchmark : Train its models and
-    compute its ground truth.
+    register_setting, find_setting : Register it under its names, and look it up.
+    build_benchmark : Train its models and compute its ground truth.
 
     Examples
     --------
