@@ -90,7 +90,7 @@ def retrain_loo(
     devices : sequence of str or torch.device, optional
         Devices of each machine, e.g. ``["cuda:0", "cuda:1"]``; each model is trained on one that no other worker is
         using. `train_func` gets it as ``device=`` if it takes that argument; otherwise the GPU is made the current
-        device. `n_jobs` then defaults to the number of devices; extra workers wait.
+        device. With devices, `n_jobs` defaults to their number; extra workers wait.
     overwrite : bool
         Replace the models in the directory instead of continuing; if the plan is the same, only those of this part.
     **kwargs
@@ -202,7 +202,7 @@ def retrain_lds(
     devices : sequence of str or torch.device, optional
         Devices of each machine, e.g. ``["cuda:0", "cuda:1"]``; each model is trained on one that no other worker is
         using. `train_func` gets it as ``device=`` if it takes that argument; otherwise the GPU is made the current
-        device. `n_jobs` then defaults to the number of devices; extra workers wait.
+        device. With devices, `n_jobs` defaults to their number; extra workers wait.
     overwrite : bool
         Replace the models in the directory instead of continuing; if the plan is the same, only those of this shard.
     **kwargs
