@@ -89,7 +89,7 @@ def test_wrong_labels_are_counted(tmp_path):
     setting = replace(find_setting("lr", "digits"), model="tiny", train_size=60, test_size=10, num_full=1)
     rows = rows_of(load_setting(setting, "mislabel", tmp_path))
     assert rows["ground truth"] == "6 of 60 labels are wrong"
-    assert rows["next"].endswith("of shape (60,)") and rows["checkpoints"].startswith("1 of all")
+    assert rows["next"].endswith("of shape (60,)") and rows["checkpoints"].startswith("1 trained on all")
 
 
 @pytest.mark.parametrize("name", ["digits", "mnist"])
