@@ -40,7 +40,7 @@ def _expanded(path: Path | None) -> Path | None:
 
 
 def _shown(path: Path) -> Path:
-    """A path as it would be typed here: from the working directory if it is below it."""
+    """A path as it would be typed here: relative to the working directory if it is below it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
@@ -57,7 +57,7 @@ def _import_module(name: str | None) -> None:
                 ) from error
 
 
-_IN_COMMANDS = {  # a remedy in Python: the same in a terminal; the first ones are parts of sentences with the others
+_IN_COMMANDS = {  # remedies in Python, and the same in a terminal; the first ones contain some of the others
     r"[Cc]all load_benchmark with redownload=True": "Run dattri load with --redownload",
     r"load_benchmark with redownload=True": "dattri load with --redownload",
     r"call build_benchmark again": "run dattri build again",
@@ -97,7 +97,7 @@ def _one_line_errors() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.showwarning = _one_line_warning
             yield
-    except (typer.Exit, BrokenPipeError):  # the latter when the reader has seen enough, as `head` does
+    except (typer.Exit, BrokenPipeError):  # the latter when the reader closes the pipe, as `head` does
         raise
     except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
         typer.secho(f"Error: {_in_commands(error)}", err=True, fg="red")
@@ -156,7 +156,7 @@ BASELINE_CHOICES: dict[str, bool | str] = {"some": True, "all": "all", "none": F
 
 
 def _fitting(ctx: typer.Context, name: str) -> list[str]:
-    """Models or data sets of the registered settings that have the other of the two, as far as it is typed."""
+    """Models or data sets of the registered settings that match the other of the two, if it is already typed."""
     from dattri.benchmark.settings import list_benchmarks  # noqa: PLC0415  (imports torch)
 
     with suppress(typer.Exit), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
@@ -168,27 +168,27 @@ def _fitting(ctx: typer.Context, name: str) -> list[str]:
 
 
 def _models(ctx: typer.Context) -> list[str]:
-    """What completes --model."""
+    """Completions of --model."""
     return _fitting(ctx, "model")
 
 
 def _datasets(ctx: typer.Context) -> list[str]:
-    """What completes --dataset."""
+    """Completions of --dataset."""
     return _fitting(ctx, "dataset")
 
 
 def _metrics() -> list[str]:
-    """What completes --metric."""
+    """Completions of --metric."""
     return [*METRIC_NAMES]
 
 
 def _groups() -> list[str]:
-    """What completes --mode."""
+    """Completions of --mode."""
     return [*GROUP_NAMES]
 
 
 def _baseline_choices() -> list[str]:
-    """What completes --baselines."""
+    """Completions of --baselines."""
     return [*BASELINE_CHOICES]
 
 # %% ../nbs/cli.ipynb #adac6d11
@@ -294,7 +294,7 @@ def _save_truth(targets: Any, truth: Any, file: Path) -> None:
 def _in_words(truth: Any) -> str:
     """The axes of a ground truth."""
     if not isinstance(truth, tuple):
-        return f"1 for a wrong label, 0 for a right one, of {len(truth)} training samples"
+        return f"1 for a wrong label, 0 for a right one, for {len(truth)} training samples"
     values, indices = truth
     models, tests = values.shape
     if indices.ndim == 1:
@@ -308,11 +308,11 @@ def _check_truth_options(ground_truth: Path | None, **setting: str | None) -> No
     missing = [f"--{name}" for name, value in setting.items() if value is None]
     if ground_truth is None and missing:
         raise ValueError(
-            f"what to judge with: {' and '.join(missing)} missing; pass {_listed(setting)}, or --ground-truth FILE"
+            f"ground truth: {' and '.join(missing)} missing; pass {_listed(setting)}, or --ground-truth FILE"
         )
     if ground_truth is not None and {"--model", "--dataset"} & {*passed}:
         raise ValueError(
-            f"what to judge with: got --ground-truth and {' and '.join(passed)}; pass the file, or {_listed(setting)}"
+            f"ground truth: got --ground-truth and {' and '.join(passed)}; pass the file, or {_listed(setting)}"
         )
 
 
@@ -407,7 +407,7 @@ def _named_files(scores: list[str]) -> dict[str, Path]:
 
 
 class _WithBaselines(TyperCommand):
-    """A command whose option --baselines may stand alone, for all of them."""
+    """A command whose option --baselines may be given without a value, for all of them."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Options with the value that may be omitted."""
@@ -440,7 +440,7 @@ def leaderboard(
     baselines: Annotated[
         str,
         typer.Option(
-            help="Baselines to include: some (random scores, gradient dot product), all, or none. Alone: all.",
+            help="Baselines to include: some (random scores, gradient dot product), all, or none. No value: all.",
             autocompletion=_baseline_choices,
         ),
     ] = "some",
@@ -492,7 +492,7 @@ def leaderboard(
 
 # %% ../nbs/cli.ipynb #34be652f
 def _show(result: Any) -> None:
-    """Print a result: by rich if it has tables and a terminal shows them, otherwise as plain text."""
+    """Print a result: with rich if it has tables and the output is a terminal, otherwise as plain text."""
     if hasattr(result, "__rich__") and sys.stdout.isatty():
         from rich import print as show  # noqa: PLC0415
 

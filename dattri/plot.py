@@ -34,7 +34,7 @@ def methods(
     confidence: float = 0.95,
     ranked: bool = True,
 ) -> Any:
-    """Value and interval of each method, the best on top, with the ceiling and what random scores get.
+    """Value and interval of each method, the best on top, with the ceiling and the value of random scores.
 
     Parameters
     ----------
@@ -268,7 +268,7 @@ def _told(name: str, values: np.ndarray) -> str:
 def predicted_actual(
     score: Any, ground_truth: Any, ax: Any = None, *, test: int | None = None, method: str = ""
 ) -> Any:
-    """What scores predict for one test sample against what retraining showed: a point per model or subset.
+    """Predictions of scores for one test sample against the targets after retraining: a point per model or subset.
 
     Parameters
     ----------
@@ -288,7 +288,7 @@ def predicted_actual(
     Returns
     -------
     matplotlib.axes.Axes
-        The title has the method, the test sample and the correlation: Spearman's for subsets, Pearson's for
+        The title names the method, the test sample and the correlation: Spearman's for subsets, Pearson's for
         leave-one-out.
 
     Raises
@@ -379,7 +379,7 @@ def typical(each: torch.Tensor, targets: Any) -> int:
 
 # %% ../nbs/plot.ipynb #5e263a67
 def detection(curves: Any, ax: Any = None, *, most: float = 1.0) -> Any:
-    """How many of the wrong labels are found when so many samples are inspected, beside ideal and random order.
+    """Share of wrong labels found against share of samples inspected, with ideal and random order for comparison.
 
     Parameters
     ----------
@@ -432,7 +432,7 @@ def detection(curves: Any, ax: Any = None, *, most: float = 1.0) -> Any:
 
 # %% ../nbs/plot.ipynb #75496d1d
 def roc(detections: Any, ax: Any = None) -> Any:
-    """ROC curves of finding wrong labels, beside ideal and random order.
+    """ROC curves of finding wrong labels, with ideal and random order for comparison.
 
     Parameters
     ----------
@@ -480,7 +480,7 @@ def _found(
     lines: Mapping[str, tuple[Any, Any, float]], ax: Any, ideal: tuple[Any, Any, float], what: str, most: float,
     **labels: str,
 ) -> Any:
-    """Curves from 0 to 1 with the area below each, and the ideal curve and the diagonal."""
+    """Curves from 0 to 1 with the area under each, and the ideal curve and the diagonal."""
     above = ax.plot(*ideal[:2], color="black", linestyle=(0, (6, 3)), linewidth=0.9, zorder=3)[0]
     known = [(above, f"ideal: {what} {ideal[2]:.3f}")]
     for number, (name, (x, y, area)) in enumerate(lines.items()):
@@ -496,7 +496,7 @@ def _found(
 
 # %% ../nbs/plot.ipynb #3db904ef
 def removal(result: Any, ax: Any = None, *, units: str = "spreads") -> Any:
-    """What removing the top samples did to the target, over the share that was removed, beside random removals.
+    """Effect on the target of removing the top samples, against the share removed, compared with random removals.
 
     Parameters
     ----------
@@ -595,7 +595,7 @@ def _draw_effects(ax: Any, rows: Sequence[Any], units: str, number: int, shift: 
 
 # %% ../nbs/plot.ipynb #f0a98882
 def flips(result: Any, ax: Any = None) -> Any:
-    """Share of the predictions that flipped, over the number of top samples that were removed.
+    """Share of the predictions that flipped, against the number of top samples removed.
 
     Parameters
     ----------
@@ -683,11 +683,11 @@ def top_samples(
     class_names : sequence or dict, optional
         Name of each label.
     show : callable, optional
-        Converts an input to what is shown, such as a tokenizer's ``decode``: a text, or an image of shape (height,
+        Converts an input to its displayed form, such as a tokenizer's ``decode``: a text, or an image of shape (height,
         width), (1 or 3, height, width), or flat and square. Image values outside [0, 1] are scaled to that range.
     max_lines : int
-        Largest number of lines shown of a text, 1 or more; a longer text ends in "...". New axes are as high as the
-        texts need, axes that are passed may hold fewer lines.
+        Maximum number of lines of a text, 1 or more; a longer text ends in "...". New axes are as high as the texts
+        need; axes that you pass may hold fewer lines.
 
     Returns
     -------

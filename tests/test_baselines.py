@@ -463,7 +463,7 @@ def test_damping_is_chosen_on_subsets_that_are_not_reported():
     assert isinstance(choose_damping(method, runs, [0.1]).to_report, Targets)
     for wrong, error, message in (
         ((method, tuple(truth)), TypeError, "ground_truth: expected a GroundTruth or Targets, got tuple"),
-        ((method, GroundTruth(truth.values[:3], mask[:3])), ValueError, "two subsets or more on each side, got 3"),
+        ((method, GroundTruth(truth.values[:3], mask[:3])), ValueError, "two to report on, got 3"),
         ((method, truth, []), ValueError, "none of"),
         ((lambda _: torch.zeros(30, 8), truth, [1.0]), ValueError, "none of"),
     ):

@@ -117,7 +117,7 @@ BAD_TENSORS = {
     "sparse": (VALUES, lambda _: to_bytes(torch.rand(4, 5).to_sparse()), "which has the layout torch.sparse_coo"),
     "bytes": (VALUES, lambda _: to_bytes({"values": bytearray(8)}), "names __builtin__.bytearray"),
     "cut": (VALUES, lambda _: to_bytes(torch.rand(4, 5))[:-10], "is damaged"),
-    "text": (INDICES, lambda _: b"what is this", "is not a file of torch.save"),
+    "text": (INDICES, lambda _: b"what is this", "was not written by torch.save"),
     "empty": (INDICES, lambda _: b"", "is empty"),
     "a zip": (VALUES, lambda _: zip_bytes({"a": b"b"}), "is damaged .it is compressed"),
     "bomb": (VALUES, lambda _: swelling(to_bytes(torch.zeros(2**22))), r"would expand to 16,\d+,\d+"),

@@ -63,7 +63,7 @@ def with_record(change):
     return changed
 
 
-HASHES = "expected the SHA-256 [0-9a-f]{64}, as points_lr/manifest.json beside it lists, got [0-9a-f]{64}"
+HASHES = "expected the SHA-256 [0-9a-f]{64}, as listed in points_lr/manifest.json, got [0-9a-f]{64}"
 OTHER = "points_lr/manifest.json is of another setting or other data"
 DEVIATIONS = {
     "one model": (with_models(FULL, lambda full: full[:1]), f"{FULL}: expected 3 models.*got 1"),

@@ -152,7 +152,7 @@ def test_what_a_value_leaves_out_is_said(home):
 def test_metrics_are_a_list_of_different_names(home):
     once = evaluate({"a": matrix()}, SETTING, metrics=["lds", "lds"], baselines=False, download_path=home)
     assert len(once.rows) == 1
-    with pytest.raises(TypeError, match=r"metrics: expected a list of names, got one text; pass \['lds'\]"):
+    with pytest.raises(TypeError, match=r"metrics: expected a list of names, got a single string; pass \['lds'\]"):
         evaluate({"a": matrix()}, SETTING, metrics="lds", download_path=home)
 
 
@@ -339,7 +339,7 @@ def test_files_that_are_no_tables_are_refused(tmp_path, content):
 def test_a_value_outside_its_interval_is_explained(value, noted):
     board = Leaderboard((LeaderboardRow("mine", "lds", value, 0.4, 0.6),), "b")
     for shown in (repr(board), board._repr_html_()):
-        assert ("outside its interval: mine; a correlation of few models is biased" in shown) == noted
+        assert ("outside its interval: mine; a correlation over few models is biased" in shown) == noted
 
 
 def test_the_command_with_all_baselines(home):

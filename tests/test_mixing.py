@@ -165,7 +165,7 @@ def test_a_folder_with_a_name_that_cannot_be(tmp_path):
 
 
 SIGNED = {
-    "num_runs_per_subset": (3_000_000, "incomplete: 0/model_weights_1.pt.* and at least 9995 more missing, of 6000002"),
+    "num_runs_per_subset": (3_000_000, "incomplete: missing 0/model_weights_1.pt.* and at least 9995 more .of 6000002"),
     "train_func": (["f"], r"metadata\.yml cannot be used"),
     "train_kwargs": (["f"], r"metadata\.yml cannot be used"),
 }

@@ -161,7 +161,7 @@ def test_nobody_is_told_to_overwrite_models_of_another_tool(change, verb, tmp_pa
 def test_an_incomplete_directory_of_another_tool_names_what_is_missing(tmp_path):
     write_original(tmp_path, Path, whole=True)
     (tmp_path / "index_3" / "model_weights.pt").unlink()
-    with pytest.raises(FileNotFoundError, match=r"index_3/model_weights.pt missing, of 3 files. Another tool"):
+    with pytest.raises(FileNotFoundError, match=r"missing index_3/model_weights.pt \(of 3 files\). Another tool"):
         read(tmp_path)
 
 

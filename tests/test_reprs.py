@@ -58,9 +58,9 @@ def test_a_benchmark_is_a_dict_and_a_pair_and_shows_itself_as_a_card(loaded, mon
     assert isinstance(attributes, dict) and isinstance(pairs["lds"], tuple) and len(pairs["lds"]) == 2
     assert pairs["lds"][1] is truth and {**attributes} == dict(attributes)
     rows = rows_of(pairs["lds"])
-    assert rows["samples"] == f"{SETTING.train_size} for training, {SETTING.test_size} for tests"
+    assert rows["samples"] == f"{SETTING.train_size} training, {SETTING.test_size} test"
     assert rows["files"] == f"benchmark/{SETTING.name}"
-    assert rows["checkpoints"].startswith(f"{SETTING.num_full} of all training samples")
+    assert rows["checkpoints"].startswith(f"{SETTING.num_full} trained on all samples")
     assert rows["ground truth"] == repr(truth) and "lds_ceiling" in rows["ceiling"]
     shape = (SETTING.train_size, SETTING.test_size)
     assert rows["next"] == f"lds(score, ground_truth), with a score of shape {shape}"
@@ -89,7 +89,7 @@ def test_wrong_labels_are_counted(tmp_path):
     setting = replace(find_setting("lr", "digits"), model="tiny", train_size=60, test_size=10, num_full=1)
     rows = rows_of(load_setting(setting, "mislabel", tmp_path))
     assert rows["ground truth"] == "6 of 60 labels are wrong"
-    assert rows["next"].endswith("of shape (60,)") and rows["checkpoints"].startswith("1 of all")
+    assert rows["next"].endswith("of shape (60,)") and rows["checkpoints"].startswith("1 trained on all")
 
 
 @pytest.mark.parametrize("name", ["digits", "mnist"])

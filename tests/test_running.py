@@ -272,7 +272,7 @@ def test_ctrl_c_before_a_model_is_finished_promises_nothing(at_once, tmp_path):
     with pytest.raises(KeyboardInterrupt) as error:
         retrain_lds(train_func, make_loader(), tmp_path / "run", num_subsets=8, seed=7)
     told = f"Interrupted before a model in {tmp_path / 'run'} was finished; repeat the call to train all 8 of them."
-    smaller = " 8 are trained as one: a smaller max_models= of the trainer keeps some of them earlier."
+    smaller = " 8 are trained as one: a smaller max_models= of the trainer saves some of them earlier."
     assert str(error.value) == told + smaller * (at_once > 1)
 
 

@@ -198,10 +198,10 @@ def test_what_a_file_holds(tmp_path):
 
 STRANGE = {  # a file's bytes, what is said of it as .pt, and what to do
     "empty": (b"", r"is empty \(0 bytes\)", "Save the scores again, with torch.save"),
-    "text": (b"train,test", r"is not a file of torch\.save \(it starts with b'train,test'\)", "Save the scores again"),
-    "old": (b"\x80\x02\x8a\nl", r"is not a file of torch\.save .*; one written before torch 1\.6", "Save the scores"),
+    "text": (b"train,test", r"was not written by torch\.save \(it starts with b'train,test'\)", "Save the scores"),
+    "old": (b"\x80\x02\x8a\nl", r"was not written by torch\.save .*; one written before torch 1\.6", "Save the scores"),
     "cut": (to_bytes(torch.ones(3))[:-30], "is damaged", "Save the scores"),
-    "numpy": (b"\x93NUMPY\x01\x00v", "is a file of numpy.save, not of torch.save", "Rename it to end in .npy"),
+    "numpy": (b"\x93NUMPY\x01\x00v", "was written by numpy.save, not by torch.save", "Rename it to end in .npy"),
 }
 
 

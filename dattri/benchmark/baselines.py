@@ -404,7 +404,10 @@ def choose_damping(
         )
     to_tune, to_report = ground_truth.split(fraction, seed)
     if min(len(to_tune.values), len(to_report.values)) < 2:
-        raise ValueError(f"ground_truth: expected two subsets or more on each side, got {len(ground_truth.values)}")
+        raise ValueError(
+            "ground_truth: expected at least two subsets to tune on and two to report on, got "
+            f"{len(ground_truth.values)}"
+        )
     best, tuned = None, {}
     for damping in dampings:
         scores = method(damping)
@@ -439,11 +442,11 @@ def trak(
     train_dataset, test_dataset
         As for `gradient_dot`; labels are class numbers.
     dim : int, optional
-        Dimension of projected gradients. If the model has no more parameters than that, gradients are not projected.
-        Default: the largest power of two up to an eighth of the training samples, at most 2,048.
+        Dimension of the projected gradients. If the model has no more parameters than that, gradients are not
+        projected. Default: the largest power of two up to an eighth of the training samples, at most 2,048.
     damping : float
         Added to the diagonal of the features' second moment matrix (the mean over training samples), 0 or larger. With
-        0, as in the paper, a singular matrix has its pseudo-inverse.
+        0, as in the paper, the pseudo-inverse of a singular matrix is used.
     seed : int
         Seed of the projections, one for each model; the same on all devices.
     max_bytes : int
@@ -681,7 +684,7 @@ def bm25(
     Raises
     ------
     TypeError, ValueError
-        If texts are neither of the two, there are none, or `k1` or `b` is out of range.
+        If texts are neither of these, there are none, or `k1` or `b` is out of range.
 
     See Also
     --------

@@ -43,7 +43,7 @@ class Given(NamedTuple):
     def of(cls, attributes: Mapping[str, Any], metric: str, truth: Any) -> Given:
         """From the results of `load_benchmark`."""
         model, checkpoints, target = (attributes[name] for name in ("model", "models_full", "target_func"))
-        model = copy.deepcopy(model)  # methods may change the other one
+        model = copy.deepcopy(model)  # methods may change the original
         model.load_state_dict(load_checkpoint(Path(checkpoints[0])))
         device = getattr(target, "device", None)
         train, test = (samples_of(attributes, part) for part in ("train", "test"))

@@ -87,7 +87,8 @@ def build_benchmark(
         If the setting does not have the metric, or `path` holds models of another setting with this name; names the
         differences.
     BuildError
-        If the models have learned nothing or the ground truth cannot distinguish scores; says what was found.
+        If the models have learned nothing or the ground truth cannot distinguish scores; the error lists the failed
+        checks.
     RetrainError, OSError
         As for `retrain_lds`. Trained models are kept.
 

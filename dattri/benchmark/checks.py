@@ -37,7 +37,7 @@ def untrained_target(workspace: Workspace) -> float:
     Raises
     ------
     TypeError, ValueError, RuntimeError
-        If `target_func` does not return a finite number for each test sample; says what it returned.
+        If `target_func` does not return a finite number for each test sample; the error says what it returned.
     """
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model_weights.pt"

@@ -46,7 +46,7 @@ def linear_datamodel(
     num_folds: int = 10,
     seed: int = 0,
 ) -> Datamodel:
-    """Ridge regression of the targets of retrained models on who was in their training data.
+    """Ridge regression of the targets of retrained models on which samples they were trained on.
 
     Parameters
     ----------

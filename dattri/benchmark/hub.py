@@ -58,7 +58,7 @@ def publish_benchmark(
     ValueError
         If a file differs from its manifest.
     OSError
-        If the hub refuses; says why.
+        If the hub refuses; the error says why.
 
     See Also
     --------
@@ -200,7 +200,7 @@ def _cell(text: str) -> str:
 
 # %% ../../nbs/benchmark/04_hub.ipynb #8bc1e2a5
 def published(api: Any, repo_id: str, pattern: str) -> dict[str, Manifest]:
-    """Manifests in a repository by what the group of a pattern matches; unreadable ones are left out of the card."""
+    """Manifests in a repository, by the text that a pattern's group matches; unreadable ones are omitted."""
     manifests = {}
     for name in api.list_repo_files(repo_id, repo_type="dataset"):
         if found := re.fullmatch(pattern, name):
@@ -307,7 +307,7 @@ def fetch_file(
 
 
 def _checked_size(url: str, absent: tuple[type[Exception], ...]) -> int:
-    """Bytes of a file as the hub has it, 0 if it does not say.
+    """Size of a file on the hub, in bytes; 0 if the hub does not state it.
 
     `ValueError` if the hub's names, which the client uses as paths, would lead out of its cache.
     """
@@ -384,7 +384,7 @@ def check_as_listed(manifest: Manifest, benchmark: str, part: str, hashes: Mappi
     """
     listed = {name: value for name, value in manifest.files.items() if re.fullmatch(rf"{part}/.*\.pt", name)}
     models = part.startswith("models_")
-    lists = f"as {benchmark}/{MANIFEST} beside it lists"
+    lists = f"as listed in {benchmark}/{MANIFEST}"
     if models and len(listed) != len(hashes):
         raise ValueError(
             f"{archive_name(benchmark, part)}: expected {len(listed)} models, {lists}, got {len(hashes)}. {_NOT_ONE}"

@@ -62,7 +62,7 @@ class LeaderboardRow(NamedTuple):
     is_best : bool
         Whether this is the best method, or not significantly worse by the paired difference.
     seconds : float
-        Time that a function took.
+        Time that the method's function took.
     num_checkpoints : int, optional
         Number of models that a baseline used.
     error : str
@@ -135,7 +135,7 @@ class Leaderboard:
         return "".join(parts)
 
     def _record(self) -> dict[str, Any]:
-        """What a file of JSON holds."""
+        """The contents of a JSON file."""
         return {"benchmark": self.benchmark, "rows": [with_null(row) for row in self.rows]}
 
     def to_json(self) -> str:
@@ -173,7 +173,7 @@ class Leaderboard:
 
     @classmethod
     def _of_record(cls, record: dict[str, Any]) -> Leaderboard:
-        """A table from what its file of JSON holds."""
+        """A table from the contents of its JSON file."""
         return cls(tuple(_from_record(row) for row in record["rows"]), typed("benchmark", record["benchmark"], str))
 
     def plot(self, ax: Any = None, *, metric: str = "lds") -> Any:
@@ -196,7 +196,7 @@ class Leaderboard:
 
 
 _PARTLY = "{}: undefined and left out for {} test samples, where scores or targets do not distinguish the models"
-_OUTSIDE = "outside its interval: {}; a correlation of few models is biased, and the interval corrects for that"
+_OUTSIDE = "outside its interval: {}; a correlation over few models is biased, and the interval corrects for that"
 _HEAD = ("value", "95% interval", "left out", "of ceiling", "behind the best", "checkpoints", "seconds")
 
 
@@ -222,7 +222,7 @@ def _cells(row: LeaderboardRow) -> list[str]:
 
 
 def _as_rich(board: Leaderboard) -> Any:
-    """Tables of rich; cells are plain text, in which it looks for no markup."""
+    """Tables for rich; cells are plain text, which it does not parse as markup."""
     from rich.box import SIMPLE_HEAD  # noqa: PLC0415  (optional)
     from rich.console import Group  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
@@ -256,7 +256,7 @@ def _as_markdown(board: Leaderboard) -> str:
 
 
 def _for_markdown(text: str) -> str:
-    """Text that shows as it is: no HTML, code, links or cells."""
+    """Text that is shown literally: no HTML, code, links or cells."""
     escaped = re.sub(r"[\\`|]|(?<=\])\(", lambda mark: "\\" + mark[0], text)
     return html.escape(escaped, quote=False)
 
@@ -279,7 +279,7 @@ _LATEX |= {character: "\\" + character for character in "&%$#_{}"}
 
 
 def _for_latex(text: str) -> str:
-    """Text that shows as it is; a bracket or star at the start would be an option of the line break before it."""
+    """Text that is shown literally; a bracket or star at the start would be an option of the line break before it."""
     return "{}" * text.startswith(("[", "*")) + "".join(_LATEX.get(mark, mark) for mark in text)
 
 
@@ -342,14 +342,15 @@ def evaluate(
         Methods by name. For the LDS and LOO, a method is a matrix (num_train, num_test), a memory map, `Predictions`,
         or the path of a file with one. It may also be a dict of these by metric, where "mislabel" is self-attribution,
         (num_train,). Or it is a function ``function(attributes, metric)``, where ``attributes`` is the first result of
-        `load_benchmark`, with a model of its own; it is called and timed once for "lds" and "loo" together, and once
-        for "mislabel". It must not change the data. The settings of torch and numpy, the working directory and the
-        filters of warnings are those from before the call when it ends.
+        `load_benchmark`, with its own copy of the model; it is called and timed once for "lds" and "loo" together, and
+        once for "mislabel". It must not change the data. After the call, the settings of torch and numpy, the working
+        directory and the warning filters are restored.
     benchmark : Setting, (str, str), GroundTruth, Targets or tensor
         The benchmark, or the names of its model and data set. Or ground truth of your own, as for `judge`: then methods
         are scores, not functions, and of the baselines only random scores and the linear datamodel apply.
     metrics : sequence of str, optional
-        Among "lds", "loo" and "mislabel". Default: all that the benchmark has; the one that your ground truth is for.
+        Among "lds", "loo" and "mislabel". Default: all that the benchmark has, or the one that your ground truth is
+        for.
     baselines : bool or "all"
         True includes random scores and the gradient dot product. "all" includes all baselines that apply: also gradient
         cosine, TracIn, influence function, TRAK, representation similarity, BM25 for sequences of tokens, and for the
@@ -372,7 +373,7 @@ def evaluate(
 
     See Also
     --------
-    load_benchmark : What functions receive.
+    load_benchmark : Returns the attributes that functions receive.
     judge : One method on half a page.
     leaderboard_from : Judge published scores.
     lds_interval, compare_lds : The interval and the paired difference of the LDS.
@@ -394,7 +395,7 @@ def evaluate(
     """
     beside = requested_baselines(scores, baselines)
     if isinstance(metrics, str):
-        raise TypeError(f"metrics: expected a list of names, got one text; pass [{metrics!r}]")
+        raise TypeError(f"metrics: expected a list of names, got a single string; pass [{metrics!r}]")
     check_n_jobs(n_jobs)
     if not _is_named(benchmark):
         return _on_own_truth(scores, benchmark, metrics, beside)
@@ -431,7 +432,7 @@ def requested_baselines(scores: Mapping[str, Any], baselines: bool | str) -> dic
     if not isinstance(scores, Mapping):
         raise TypeError(f"scores: expected a dict of methods by name, got {type(scores).__name__}")
     if unnamed := [name for name in scores if not isinstance(name, str) or not _one_line(name)]:
-        raise TypeError(f"scores: expected names as keys, text that can be printed, got {unnamed[0]!r}")
+        raise TypeError(f"scores: expected names as keys, printable text, got {unnamed[0]!r}")
     shown = [_one_line(name) for name in scores]
     if twice := [name for name in shown if shown.count(name) > 1]:
         raise ValueError(f"scores: {twice[0]!r} would be shown for {shown.count(twice[0])} methods; use other names")
@@ -496,7 +497,7 @@ def _readable(scores: Any) -> Any:
 
 @contextmanager
 def _kept_settings() -> Iterator[None]:
-    """Restore what a method may leave changed, and the next one would meet."""
+    """Restore the settings that a method may change, so that they do not affect the next one."""
     before = [read() for read, _ in _SETTINGS]
     hooks = {name: dict(found) for name, found in _hooks().items()}
     try:
@@ -513,7 +514,7 @@ def _kept_settings() -> Iterator[None]:
 
 
 def _folder() -> Path | None:
-    """The working directory, which relative names of files start from, unless it was deleted."""
+    """The working directory; None if it was deleted."""
     with suppress(OSError):
         return Path.cwd()
     return None
@@ -526,7 +527,7 @@ def _set_folder(folder: Path | None) -> None:
 
 
 def _set_default_device(device: torch.device) -> None:
-    """Set torch's default device; for the CPU none, which costs nothing at each call."""
+    """Set torch's default device; for the CPU unset it, because a set one slows down every call."""
     torch.set_default_device(None if device == torch.device("cpu") else device)
 
 
@@ -541,13 +542,13 @@ _SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
 
 
 def _hooks() -> dict[str, dict[Any, Any]]:
-    """Torch's hooks on all modules, which it can add and remove but not list."""
+    """Torch's global module hooks, which it offers functions to add and remove but not to list."""
     named = vars(torch.nn.modules.module).items()
     return {name: found for name, found in named if name.startswith("_global_") and isinstance(found, dict)}
 
 
 def _own(attributes: dict[str, Any]) -> dict[str, Any]:
-    """Attributes for one method: its changes of model, samples, targets and lists of files must not reach the next."""
+    """A method's own copies of model, samples, targets and file lists, so that its changes do not reach the next."""
     own = copy.copy(attributes)
     own.update({name: copy.deepcopy(attributes[name]) for name in ("model", "targets")})
     for name in ("train_dataset", "test_dataset"):
@@ -611,7 +612,7 @@ def _check_kind(scores: Any, metric: str, truth: Any) -> None:
     if metric == "mislabel" and len(getattr(scores, "shape", (0,))) != 1:
         raise ValueError(
             f"expected one number per training sample, self-attribution of shape ({len(truth)},), got shape "
-            f"{tuple(scores.shape)}; a function gets metric='mislabel' and returns self-attribution then"
+            f"{tuple(scores.shape)}; a function called with metric='mislabel' returns self-attribution"
         )
 
 
@@ -625,13 +626,13 @@ def _num_undefined(scores: Any, metric: str, truth: Any) -> int:
     """Number of test samples for which a correlation is undefined."""
     if metric == "mislabel":
         return 0
-    with warnings.catch_warnings():  # a note says it
+    with warnings.catch_warnings():  # a note reports them
         warnings.filterwarnings("ignore", ".* correlations are nan")
         return int((lds if metric == "lds" else loo_corr)(scores, truth).correlation.isnan().sum())
 
 
 def _behind(best: str, row: LeaderboardRow, found: Mapping[str, _Scored], truth: Any) -> LeaderboardRow:
-    """A row with its paired difference to the best method."""
+    """A row with its paired difference from the best method."""
     if math.isnan(row.value):
         return row
     if row.method == best:
@@ -674,7 +675,7 @@ def _on_own_truth(
 
 
 def _vector_of(truth: Any) -> torch.Tensor:
-    """Labels of wrong samples; `ValueError` for anything else than one vector."""
+    """A vector that is 1 for wrong labels; `ValueError` for anything but a vector."""
     truth = as_real_tensor("benchmark", truth)
     if truth.ndim != 1:
         raise ValueError(
@@ -687,7 +688,7 @@ def _vector_of(truth: Any) -> torch.Tensor:
 def _without_model(
     found: Mapping[str, _Scored], metric: str, truth: Any, beside: Mapping[str, Baseline]
 ) -> dict[str, _Scored]:
-    """The baselines that need no model, for as many samples as scores that fit have."""
+    """The baselines that need no model, for as many training samples as the methods' scores have."""
     tests = None if metric == "mislabel" else range(truth[0].shape[1])
     shapes = [tuple(getattr(each.scores, "shape", ())) for each in found.values()]
     fitting = [shape for shape in shapes if shape and shape[1:] == (() if tests is None else (len(tests),))]

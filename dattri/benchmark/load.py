@@ -56,10 +56,9 @@ def load_benchmark(
         One of the setting's metrics: "lds", "loo" or "mislabel".
     download_path : str or path-like
         Where models, ground truth (``benchmark/``) and data (``datasets/``) are kept. A benchmark that
-        `build_benchmark` built at this path is used.
+        `build_benchmark` built there is used.
     redownload : bool
-        Download again even if the cache is valid. If the setting is built locally: build again what is missing or has
-        changed.
+        Download again even if the cache is valid. If the setting is built locally, rebuild missing or changed files.
     device : torch.device or str, optional
         Where `train_func`, `target_func` and `loss_func` run, and a build trains. Default: the CPU.
     n_jobs : int, optional
@@ -81,15 +80,15 @@ def load_benchmark(
         None.
     ground_truth : GroundTruth or tensor
         For "lds" and "loo", values and indices as `lds` and `loo_corr` take them. For "lds" the values are minus the
-        mean target of a subset's models; for "loo", the target of the model without a sample. Both follow the sign
-        convention of scores. For "mislabel", the binary tensor that `mislabel_detection_auc` takes, shape (num_train,).
-        The training data then have wrong labels, and the models were trained with them.
+        mean target of a subset's models; for "loo", the target of the model trained without a sample. Both follow the
+        sign convention of scores. For "mislabel", the binary tensor that `mislabel_detection_auc` takes, shape
+        (num_train,). The training data then has wrong labels, and the models were trained with them.
 
     Raises
     ------
     ValueError
-        If the setting or metric does not exist (lists those that do), or files are damaged or malicious, do not fit
-        each other or the setting, or differ from the manifest on the hub. No such file is put into place.
+        If the setting or metric does not exist (the error lists those that do), or files are damaged or malicious, do
+        not fit each other or the setting, or differ from the manifest on the hub. No such file is put into place.
     OSError
         If a download fails; names the file and its URL. Earlier downloads are kept.
 
@@ -249,11 +248,11 @@ class Attributes(Table, dict[str, Any]):
     def _cells(self) -> list[list[str]]:
         numbers = [len(self[name]) for name in ("train_sampler", "test_sampler")]
         size = sum(parameter.numel() for parameter in self["model"].parameters())
-        kinds = {"models_full": "of all training samples", "models_half": "of random halves"}
+        kinds = {"models_full": "trained on all samples", "models_half": "on random halves"}
         models = (f'{len(self[name])} {what}, ["{name}"]' for name, what in kinds.items() if name in self)
         return [
             ["benchmark", f"{self.benchmark}, for {self.metric!r}"],
-            ["samples", "{} for training, {} for tests".format(*numbers)],
+            ["samples", "{} training, {} test".format(*numbers)],
             ["model", f"{type(self['model']).__name__}, {size:,} parameters"],
             ["checkpoints", "; ".join(models)],
             ["files", shown_path(self.folder)],
@@ -275,7 +274,7 @@ class _Pair(NamedTuple):
 
 
 class Loaded(Table, _Pair):
-    """What `load_benchmark` returns: a pair."""
+    """The result of `load_benchmark`, a pair."""
 
     def _cells(self) -> list[list[str]]:
         attributes, truth = self
@@ -309,7 +308,7 @@ def _make_ready(workspace: Workspace, metric: Metric, *, redownload: bool, n_job
         raise ValueError(
             f"{workspace.folder} was built here, without {metric.name}: build_benchmark(setting, "
             f"{str(workspace.root)!r}, metrics=[{metric.name!r}]) adds it, and load_benchmark with redownload=True "
-            "replaces the folder by the benchmark on the hub"
+            "replaces the folder with the benchmark on the hub"
         )
 
 # %% ../../nbs/benchmark/14_load.ipynb #7c8e39a9

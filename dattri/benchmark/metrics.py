@@ -109,7 +109,7 @@ class _Retrained(Metric):
     fewest: ClassVar[int]  # of subsets or removed samples
 
     def check_setting(self, setting: Any) -> None:
-        """Enough models for a correlation that means something."""
+        """`ValueError` unless there are enough models for a meaningful correlation."""
         count = getattr(setting, self.options[0])
         count = setting.train_size if count is None else count
         if count < self.fewest:
@@ -254,7 +254,7 @@ class _Mislabel(Metric):
     options = ("flip_fraction",)
 
     def check_setting(self, setting: Any) -> None:
-        """At least one label is flipped."""
+        """`ValueError` unless at least one label is flipped."""
         if int(setting.flip_fraction * setting.train_size) == 0:
             raise ValueError(
                 f"flip_fraction: {setting.flip_fraction!r} of {setting.train_size} training samples is less than one; "

@@ -329,7 +329,7 @@ class Shortcut:
         Parameters
         ----------
         inputs : array or tensor, shape (num_samples, ...)
-            For example test inputs, with the shape and a similar dtype to the training inputs.
+            For example test inputs, with the shape of the training inputs and a similar dtype.
 
         Raises
         ------

@@ -45,7 +45,7 @@ _NOT_IN_FINGERPRINT = {"create_model", "metrics", "repo_id", "revision"}
 
 
 def _first(dataset: Dataset, size: int) -> Dataset:
-    """The first samples of a data set; tensors stay tensors, so that a resumed run notices other data."""
+    """The first samples of a data set; tensors stay tensors, so that a resumed run notices if they changed."""
     if isinstance(dataset, TensorDataset):
         return TensorDataset(*(tensor[:size] for tensor in dataset.tensors))
     return Subset(dataset, range(size))
@@ -77,8 +77,8 @@ class Setting(Table):
     metrics : tuple of str
         Metrics with ground truth, among "lds", "loo" and "mislabel".
     repo_id, revision : str, optional
-        Data set repository on the Hugging Face hub that holds the models and the ground truth. Default: they are built
-        locally.
+        Data set repository on the Hugging Face hub that holds the models and the ground truth, and its branch, tag or
+        commit. Default: they are built locally.
     seed : int
         Seed of all models and subsets.
     num_full, num_half : int
@@ -92,7 +92,7 @@ class Setting(Table):
 
     See Also
     --------
-    register_setting, find_setting : Make it known by its names, and look it up.
+    register_setting, find_setting : Register it under its names, and look it up.
     build_benchmark : Train its models and compute its ground truth.
 
     Examples
@@ -164,7 +164,7 @@ class Setting(Table):
             ["setting", self.name],
             ["data", f"{self.train_size} training and {self.test_size} test samples, batches of {self.batch_size}"],
             ["metrics", "; ".join(f"{name}: {drawn[name]}" for name in self.metrics)],
-            ["to attribute", f"{self.num_full} models of all samples, {self.num_half} models of random halves"],
+            ["to attribute", f"{self.num_full} models trained on all samples, {self.num_half} on random halves"],
             ["trained by", f"{function_name(self.train_func)}, seed {self.seed}"],
             ["files", found if self.repo_id else "built here on first use"],
             ["next", call if known else f"register_setting(setting), then {call}"],
@@ -306,7 +306,7 @@ def find_setting(model: str, dataset: str) -> Setting:
     Raises
     ------
     ValueError
-        If there is none; says which one was probably meant, and lists all, the most similar first.
+        If there is none; the error says which one was probably meant, and lists all, the most similar first.
 
     See Also
     --------

@@ -86,10 +86,10 @@ def publish_scores(
     Raises
     ------
     TypeError, ValueError
-        If scores do not fit the benchmark or their value is undefined, a text has other characters, or the repository
-        holds another method's scores.
+        If scores do not fit the benchmark or their value is undefined, a name or claim has invalid characters, or the
+        repository holds another method's scores.
     OSError
-        If the hub rejects the upload; says why.
+        If the hub rejects the upload; the error says why.
 
     See Also
     --------
@@ -216,7 +216,7 @@ class Publication(NamedTuple):
     hardware, version : str
         Claimed hardware, and claimed version of dattri.
     truth : str
-        "the same" if the publisher's ground truth is identical to the local one, bit by bit; "another build" if the
+        "the same" if the publisher's ground truth is identical to the local one, bit for bit; "another build" if the
         samples are the same but models were trained again, or differently.
     error : str
         Why none of the scores can be judged.
@@ -236,7 +236,7 @@ class Publication(NamedTuple):
 class SharedLeaderboard(Leaderboard):
     """A leaderboard of published scores: every value is computed locally, with the claims listed below.
 
-    A file of CSV has the values alone.
+    A CSV file contains only the values.
 
     Parameters
     ----------
@@ -255,12 +255,12 @@ class SharedLeaderboard(Leaderboard):
         return {**super()._tables(), **({"published": cells} if len(cells) > 1 else {})}
 
     def _record(self) -> dict[str, Any]:
-        """What a file of JSON holds: the values, and the claims."""
+        """The contents of a JSON file: the values, and the claims."""
         return {**super()._record(), "publications": [with_null(each) for each in self.publications]}
 
     @classmethod
     def _of_record(cls, record: dict[str, Any]) -> SharedLeaderboard:
-        """A table with its claims from what its file of JSON holds."""
+        """A table with its claims, from the contents of its JSON file."""
         publications = tuple(_from_fields(dict(each)) for each in record.get("publications", ()))
         return cls(**vars(super()._of_record(record)) | {"publications": publications})
 

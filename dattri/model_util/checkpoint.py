@@ -166,7 +166,7 @@ def _has_nonfinite(values: torch.Tensor, *, infinite: bool) -> bool:
 
 # %% ../../nbs/model_util/02_checkpoint.ipynb #0354b444
 def to_bytes(obj: Any) -> bytes:
-    """What `torch.save` writes, independent of any file name."""
+    """The bytes that `torch.save` writes, independent of any file name."""
     buffer = io.BytesIO()
     torch.save(obj, buffer)
     return buffer.getvalue()
@@ -180,7 +180,7 @@ def refuse_special(path: str | os.PathLike) -> None:
 
 # %% ../../nbs/model_util/02_checkpoint.ipynb #new7
 def read_bounded(path: Path, most: int = 2**28) -> bytes:
-    """Bytes of a file that may be hostile, such as a text.
+    """Bytes of a file that may be hostile, such as a text file.
 
     Raises
     ------
@@ -333,16 +333,16 @@ def _as_tensor(record: memoryview, dtype: torch.dtype) -> torch.Tensor:
 
 # %% ../../nbs/model_util/02_checkpoint.ipynb #new1
 class UnusableFileError(ValueError):
-    """A file that cannot be read: the reason, and optionally the remedy for others than checkpoints."""
+    """A file that cannot be read: the reason, and optionally a remedy other than the one for checkpoints."""
 
     @property
     def reason(self) -> str:
-        """What is wrong; names the file."""
+        """The problem, with the name of the file."""
         return self.args[0]
 
     @property
     def remedy(self) -> str | None:
-        """What to do about it, if writing the file again is not the remedy."""
+        """The remedy, if it is not to write the file again."""
         return self.args[1] if len(self.args) > 1 else None
 
     def __str__(self) -> str:
@@ -397,7 +397,7 @@ def _read(file: BinaryIO) -> memoryview:
     try:
         memory = np.empty(size + _ALIGNMENT, np.uint8)
     except MemoryError as error:
-        remedy = "Free memory; if it cannot be that large, delete it and repeat the call that wrote it."
+        remedy = "Free memory; if the file should be smaller, delete it and repeat the call that wrote it."
         raise UnusableFileError(f"{file.name} has {size:,} bytes, which do not fit in memory", remedy) from error
     start = -memory.ctypes.data % _ALIGNMENT
     data = memory.data[start : start + size]
@@ -409,9 +409,9 @@ def _foreign(path: Path, start: bytes) -> UnusableFileError:
     if not start:
         return UnusableFileError(f"{path} is empty (0 bytes)")
     if start.startswith(b"\x93NUMPY"):
-        return UnusableFileError(f"{path} is a file of numpy.save, not of torch.save", "Rename it to end in .npy.")
+        return UnusableFileError(f"{path} was written by numpy.save, not by torch.save", "Rename it to end in .npy.")
     old = "; one written before torch 1.6 must be saved again" * start.startswith(b"\x80")
-    return UnusableFileError(f"{path} is not a file of torch.save (it starts with {start!r}{old})")
+    return UnusableFileError(f"{path} was not written by torch.save (it starts with {start!r}{old})")
 
 
 def _not_by_torch(archive: zipfile.ZipFile, data: memoryview) -> str | None:
@@ -428,7 +428,7 @@ def _not_by_torch(archive: zipfile.ZipFile, data: memoryview) -> str | None:
         return "it is compressed"
     roots = {member.filename.partition("/")[0] for member in members}
     if len(roots) != 1 or f"{min(roots)}/data.pkl" not in archive.NameToInfo:
-        return "it does not hold the single pickle of torch.save"
+        return "it does not hold the single pickle that torch.save writes"
     return None
 
 
@@ -465,7 +465,7 @@ def _known_module_class(name: str) -> type[nn.Module] | None:
                 return None
         carriers = (torch.fx.GraphModule, torch.jit.ScriptModule)
         plain = isinstance(place, type) and issubclass(place, nn.Module) and not issubclass(place, carriers)
-        return place if plain and _may_be_made(place.__module__) else None  # a module names those it imports, too
+        return place if plain and _may_be_made(place.__module__) else None  # a module also names classes it imports
     return None
 
 
@@ -543,7 +543,7 @@ def load_checkpoint(path: Path, *, modules: bool = False) -> Any:
 
 
 def _check_storages(path: Path, content: _Content, note: Note) -> None:
-    """`UnusableFileError` if a storage is larger than its record, beyond which some versions of torch read."""
+    """`UnusableFileError` if a storage is larger than its record: some versions of torch would read past the end."""
     for identity in storages_in(note):
         if identity is None:
             raise UnusableFileError(f"{path} is damaged (a storage is not as torch writes it)")
@@ -558,7 +558,7 @@ _ITEM_SIZES |= {"torch QInt32Storage": 4, "torch QUInt4x2Storage": 1, "torch QUI
 
 
 def _by_torch(path: Path, data: memoryview, classes: dict[str, Any]) -> Any:
-    """What torch's restricted unpickler makes of a checked file that may name these classes."""
+    """The object that torch's restricted unpickler makes of a checked file, which may name these classes."""
     with torch.serialization.safe_globals([(kind, name) for name, kind in classes.items()]):
         try:
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)

@@ -43,19 +43,18 @@ __all__ = ['EnsembleTrainer']
 class EnsembleTrainer:
     """A training function that trains many models as one.
 
-    Call it like any training function, ``trainer(dataloader, seed=None)``, for one model; `retrain_loo` and
-    `retrain_lds` use `train_many` when they get one. Every model ends, up to rounding, where it would have ended alone:
-    same initial weights, same order of samples. Layers that draw random numbers, such as dropout, draw them for several
-    models at once. The models are equally good, but with dropout the bytes depend on the other models of the unit (on
-    shards, `max_models`, the number of devices). The same holds for a data set that augments at random. A resumed call
-    with the same arguments makes the same units.
+    Call it like any training function, ``trainer(dataloader, seed=None)``, for one model; the `retrain_*` functions
+    call `train_many` instead. Every model ends, up to rounding, where it would have ended alone: same initial weights,
+    same order of samples. Layers that draw random numbers, such as dropout, draw them for several models at once. Such
+    models are equally good, but their bytes depend on the grouping (shards, `max_models`, the number of devices). The
+    same holds for a data set that augments at random. A resumed call with the same arguments forms the same units.
 
     On a GPU, the operations of a step are recorded once and replayed as a CUDA graph, if the model allows it.
     Optimizers that have the option ``capturable`` get it.
 
-    On a CPU, threads share models, not operations: torch's number of threads is the number of models (or blocks of
-    small models) trained at the same time, and the bytes do not depend on it. Models that draw random numbers other
-    than for dropout, and samples that are fetched or collated one by one, are trained on one thread.
+    On a CPU, threads divide the models, not the operations: torch's number of threads is the number of models (or
+    blocks of small models) trained at the same time, and the bytes do not depend on it. Only one thread is used if
+    models draw random numbers other than for dropout, or if samples are fetched or collated one by one.
 
     Parameters
     ----------
@@ -72,10 +71,10 @@ class EnsembleTrainer:
     batch_size : int, optional
         Default: that of the loader.
     scheduler : callable, optional
-        From the optimizer to a learning-rate scheduler, stepped once per epoch without arguments.
+        Maps an optimizer to a learning-rate scheduler, which is stepped once per epoch without arguments.
     max_models : int or "auto"
-        Models trained as one, 1 or more; halved while the device runs out of memory. A worker trains one unit at a
-        time: with ``n_jobs=8`` and 100 models, 13 or fewer keep all workers busy.
+        Models trained as one (a unit), 1 or more; halved whenever the device runs out of memory. A worker trains one
+        unit at a time: with ``n_jobs=8`` and 100 models, 13 or fewer keep all workers busy.
     device : torch.device or str, optional
         Where to train. Default: where `model_fn` puts the model.
 
@@ -218,7 +217,7 @@ class EnsembleTrainer:
         Raises
         ------
         ValueError
-            If a layer cannot be trained for many models at once (it is named), or samples differ in shape.
+            If a layer cannot be trained for many models at once (the error names it), or samples differ in shape.
         TypeError
             If batches are not tuples of tensors.
         """
@@ -369,7 +368,7 @@ def _epoch_orders(
 
 # %% ../../nbs/model_util/08_ensemble.ipynb #e1ad9570
 def _resident_bytes(device: torch.device) -> int:
-    """Maximum size of data kept on a device as a whole."""
+    """Maximum size of a data set that is kept on a device."""
     return torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else 2**31
 
 

@@ -130,7 +130,7 @@ class LoaderRecipe:
         return len(self.sample_indices)
 
     def build(self, positions: Sequence[int] | np.ndarray, seed: int | None = None) -> DataLoader:
-        """Loader over the samples at `positions` (ascending); `seed` determines its orders if it shuffles."""
+        """Loader over the samples at `positions` (ascending); `seed` determines their order if it shuffles."""
         positions = np.asarray(positions, dtype=np.int64)
         self.check_batches(len(positions))
         sampler = SharedOrderSampler(positions, len(self), _generator(seed)) if self.shuffle else None

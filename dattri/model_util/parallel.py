@@ -166,8 +166,8 @@ def one_bar(description: str, total: int | None = None) -> Iterator[tqdm]:
     description : str
         Label of the bar, replacing the labels of the runs.
     total : int, optional
-        Models of all runs together, including those already done in a resumed run; it grows if the runs have more.
-        None if it is unknown: the bar then counts, and promises no end.
+        Models of all runs together, including those already done in a resumed run; it grows if the runs have more. None
+        if it is unknown: the bar then only counts.
 
     Yields
     ------
@@ -227,7 +227,7 @@ def run_tasks(
     sizes : sequence of int, optional
         Models per task, for the bar. Default: one each.
     kept : str
-        What the Ctrl-C message says about finished work.
+        End of the Ctrl-C message, about finished work.
 
     Raises
     ------
@@ -262,7 +262,7 @@ def run_tasks(
 
 
 def _is_interrupt(error: BaseException | None) -> bool:
-    """Whether an error was caused by Ctrl-C, even if stopping a half-started engine raised another error."""
+    """Whether an error was caused by Ctrl-C, even if stopping a half-started backend raised another error."""
     return error is not None and (isinstance(error, KeyboardInterrupt) or _is_interrupt(error.__context__))
 
 

@@ -195,7 +195,7 @@ def _check_size(root: Note, most: int) -> None:
 
 # %% ../../nbs/model_util/13_pickles.ipynb #29e77010
 def _dry_run(data: bytes) -> tuple[list[str], str | None, list[Note]]:
-    """Names that a pickle uses, in order, what is wrong with it apart from them, and what it makes."""
+    """Names that a pickle uses, in order, any other problem with it, and what it makes."""
     machine, problem = _Machine(), None
     try:
         for opcode, argument, _ in pickletools.genops(data):
@@ -231,7 +231,7 @@ def check_pickle(data: bytes, allowed: Callable[[str], bool] = is_harmless) -> N
     Returns
     -------
     Note
-        What it makes; do not change it.
+        The value that it makes; do not change it.
 
     Raises
     ------
@@ -352,11 +352,11 @@ def plain_value(note: Note, memory: Callable[[str, str, int], Any]) -> Any:
     Returns
     -------
     Any
-        What torch's unpickler would make of it, equal in types, strides and shared memory.
+        The value that torch's unpickler would make, equal in types, strides and shared memory.
 
     Raises
     ------
     NotPlain
-        If it holds anything else than numbers, text, tuples, lists, dictionaries and dense tensors without gradient.
+        If it holds anything but numbers, text, tuples, lists, dictionaries and dense tensors without gradient.
     """
     return _Plain(memory).value(note)

@@ -49,7 +49,7 @@ class _Layout:
         return None
 
     def unrecorded(self) -> np.ndarray | None:
-        """What the plan depends on besides its record."""
+        """Data that the plan depends on besides its record."""
         return None
 
 # %% ../../nbs/model_util/03_plan.ipynb #d4c1aac5
@@ -101,7 +101,7 @@ class LooPlan(_Layout):
         return np.delete(np.arange(self.data_length), task.subset)
 
     def name(self, task: Task) -> str:
-        """What error messages call the model."""
+        """Name of the model in error messages."""
         return f"the model without sample {task.subset} (seed {task.seed})"
 
     @staticmethod
@@ -123,7 +123,7 @@ class LooPlan(_Layout):
         return {*other.indices} < {*self.indices} and replace(self, indices=other.indices) == other
 
     def record(self) -> dict[str, Any]:
-        """What the plan follows from."""
+        """The numbers that determine the plan."""
         return {"indices": list(self.indices), "seed": self.seed}
 
     def arguments(self) -> dict[str, str]:
@@ -199,7 +199,7 @@ class _Numbered(_Layout):
         return [Task(*key, derive_seed(self.seed, *key)) for key in keys]
 
     def name(self, task: Task) -> str:
-        """What error messages call the model."""
+        """Name of the model in error messages."""
         return f"subset {task.subset}, run {task.run} (seed {task.seed})"
 
     @staticmethod
@@ -218,7 +218,7 @@ class _Numbered(_Layout):
         return f"{task.subset}/indices.txt"
 
     def record(self) -> dict[str, Any]:
-        """What the plan follows from."""
+        """The numbers that determine the plan."""
         recorded = [item.name for item in fields(self) if item.repr]  # type: ignore[arg-type]
         return {name: getattr(self, name) for name in recorded if name != "data_length"}
 

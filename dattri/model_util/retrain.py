@@ -70,16 +70,16 @@ def retrain_loo(
     train_func : callable
         ``train_func(dataloader, **kwargs)``, plus ``seed=`` if it takes one; returns the trained `torch.nn.Module`.
         Torch, numpy and `random` are seeded around the call and restored after it. An `EnsembleTrainer` trains many
-        models as one (its docstring says how far the bytes of models with dropout depend on the units).
+        models as one; with dropout, the bytes then depend on the grouping (see its docstring).
     dataloader : torch.utils.data.DataLoader
-        Loader over the N training samples, with a sampler that has a fixed list of samples. Each model gets a loader
-        like it without one sample.
+        Loader over the N training samples, with a sampler that has a fixed list of samples. Each model gets the same
+        kind of loader without one sample.
     path : str or path-like
-        Directory for the checkpoints ``index_{i}/model_weights.pt`` (state dicts), ``model.pt`` (the module, with zeros
-        for its weights) and ``metadata.yml``. Created if missing.
+        Directory for the checkpoints ``index_{i}/model_weights.pt`` (state dicts), ``model.pt`` (the module, with its
+        weights set to zero) and ``metadata.yml``. Created if missing.
     indices : sequence of int, optional
-        Positions to remove, in [0, N), one model each. None removes each position in turn. If a directory has only some
-        of them, the others are added.
+        Positions to remove, in [0, N), one model each. None removes each position in turn. If the directory has only
+        some of these models, the rest are added.
     seed : int, optional
         0 or larger. None draws one and records it in ``metadata.yml``, or continues with the recorded one.
     partition : (int, int), optional
@@ -88,11 +88,11 @@ def retrain_loo(
     n_jobs : int, optional
         Models trained at the same time, as in joblib; None is 1 unless inside `joblib.parallel_config`.
     devices : sequence of str or torch.device, optional
-        Devices of each machine, e.g. ``["cuda:0", "cuda:1"]``; every model is trained on one that no other worker has.
-        `train_func` gets it as ``device=`` if it takes that, and finds a GPU as the current one otherwise. `n_jobs` is
-        then the number of devices unless said otherwise; more workers than devices wait.
+        Devices of each machine, e.g. ``["cuda:0", "cuda:1"]``; each model is trained on one that no other worker is
+        using. `train_func` gets it as ``device=`` if it takes that argument; otherwise the GPU is made the current
+        device. With devices, `n_jobs` defaults to their number; extra workers wait.
     overwrite : bool
-        Replace the models in the directory (under the same plan, those of this part) instead of continuing.
+        Replace the models in the directory instead of continuing; if the plan is the same, only those of this part.
     **kwargs
         Further arguments of `train_func`.
 
@@ -162,31 +162,31 @@ def retrain_lds(
 ) -> None:
     """Train models on random subsets, for the ground truth of the linear datamodeling score (LDS).
 
-    Each subset holds ``int(subset_ratio * N)`` of the N samples, drawn without replacement, and is trained on several
-    times with different seeds (Park et al. 2023, arXiv:2303.14186, section 2). Every subset and every model has its own
-    seed, which depends on `seed` and its number alone. So shards, workers and resumed calls give, byte for byte, the
-    files of one undisturbed call (on CPU, with equal thread counts). `retrain_subsets` does the same for subsets of
-    your choice.
+    Each subset holds ``int(subset_ratio * N)`` of the N samples, drawn without replacement, and is trained on
+    `num_runs_per_subset` times with different seeds (Park et al. 2023, arXiv:2303.14186, section 2). Each subset and
+    each model has its own seed, which depends only on `seed` and its number. Shards, parallel workers and resumed calls
+    therefore write, byte for byte, the files of one undisturbed call (on CPU, with equal thread counts).
+    `retrain_subsets` does the same for subsets of your choice.
 
     Parameters
     ----------
     train_func : callable
         ``train_func(dataloader, **kwargs)``, plus ``seed=`` if it takes one; returns the trained `torch.nn.Module`.
         Torch, numpy and `random` are seeded around the call and restored after it. An `EnsembleTrainer` trains many
-        models as one (its docstring says how far the bytes of models with dropout depend on the units).
+        models as one; with dropout, the bytes then depend on the grouping (see its docstring).
     dataloader : torch.utils.data.DataLoader
-        Loader over the N training samples, with a sampler that has a fixed list of samples. Each model gets a loader
-        like it over its subset.
+        Loader over the N training samples, with a sampler that has a fixed list of samples. Each model gets the same
+        kind of loader over its subset.
     path : str or path-like
         Directory for ``metadata.yml`` and, per subset, ``{subset}/indices.txt`` (training positions) and
         ``{subset}/model_weights_{run}.pt`` (state dicts). Created if missing.
     num_subsets : int
-        Subsets that this call trains, 1 or more. If a directory has fewer in all, the others are added, so that a few
-        can be a pilot. An interval of an LDS needs at least 5 subsets in all; 50 or more are usual.
+        Subsets that this call trains, 1 or more. If the directory has fewer in all, the rest are added, so you can
+        start with a pilot of a few. An interval of an LDS needs at least 5 subsets in all; 50 or more are usual.
     subset_ratio : float
         Share of the samples in each subset, in (0, 1].
     num_runs_per_subset : int
-        Models per subset, 1 or more; averaging over them reduces training noise. If a directory has fewer, the others
+        Models per subset, 1 or more; averaging over them reduces training noise. If the directory has fewer, the rest
         are added.
     start_id : int
         First subset of this call: shard k of equal shards starts at ``k * num_subsets``.
@@ -200,11 +200,11 @@ def retrain_lds(
     n_jobs : int, optional
         Models trained at the same time, as in joblib; None is 1 unless inside `joblib.parallel_config`.
     devices : sequence of str or torch.device, optional
-        Devices of each machine, e.g. ``["cuda:0", "cuda:1"]``; every model is trained on one that no other worker has.
-        `train_func` gets it as ``device=`` if it takes that, and finds a GPU as the current one otherwise. `n_jobs` is
-        then the number of devices unless said otherwise; more workers than devices wait.
+        Devices of each machine, e.g. ``["cuda:0", "cuda:1"]``; each model is trained on one that no other worker is
+        using. `train_func` gets it as ``device=`` if it takes that argument; otherwise the GPU is made the current
+        device. With devices, `n_jobs` defaults to their number; extra workers wait.
     overwrite : bool
-        Replace the models in the directory (under the same plan, those of this shard) instead of continuing.
+        Replace the models in the directory instead of continuing; if the plan is the same, only those of this shard.
     **kwargs
         Further arguments of `train_func`.
 
@@ -274,7 +274,7 @@ def retrain_subsets(
     """Train models on your own subsets, of any sizes, each several times.
 
     All guarantees of `retrain_lds` hold: the plan is written first, the same call after a kill trains the missing
-    models and ends with the same bytes (on CPU, with equal thread counts), and `calculate_targets` and
+    models and writes the same bytes (on CPU, with equal thread counts), and `calculate_targets` and
     `calculate_lds_ground_truth` read the directory.
 
     Parameters
@@ -282,18 +282,18 @@ def retrain_subsets(
     train_func : callable
         As for `retrain_lds`. An `EnsembleTrainer` trains subsets of equal size as one.
     dataloader : torch.utils.data.DataLoader
-        Loader over the N training samples, with a sampler that has a fixed list of samples. Each model gets a loader
-        like it over its subset.
+        Loader over the N training samples, with a sampler that has a fixed list of samples. Each model gets the same
+        kind of loader over its subset.
     path : str or path-like
         Directory for ``metadata.yml``, the subsets (``subsets_*.npy``) and, per subset, ``{subset}/indices.txt``
         (training positions) and ``{subset}/model_weights_{run}.pt`` (state dicts). Created if missing.
     subsets : sequence of int sequences, or boolean mask of shape (num_subsets, N)
         Positions that each model is trained on, 1 to N of them in any order, or a mask that is True for them. Intervals
-        over subsets (`lds_interval`) assume that the subsets were drawn at random. A subset given twice is trained
-        twice. If a directory has only the first of them, the others are added.
+        over subsets (`lds_interval`) assume that the subsets were drawn at random. A subset given twice is trained on
+        twice. If the directory has only the first few, the rest are added.
     num_runs_per_subset : int
-        Models per subset, 1 or more, each with a different seed. Two or more measure training noise (`lds_ceiling`).
-        If a directory has fewer, the others are added.
+        Models per subset, 1 or more, each with a different seed. Two or more measure training noise (`lds_ceiling`). If
+        the directory has fewer, the rest are added.
     seed : int, optional
         0 or larger. None draws one and records it in ``metadata.yml``, or continues with the recorded one.
     shared_seed : bool
@@ -306,7 +306,7 @@ def retrain_subsets(
     devices : sequence of str or torch.device, optional
         Devices of each machine, as for `retrain_lds`.
     overwrite : bool
-        Replace the models in the directory (under the same plan, those of this part) instead of continuing.
+        Replace the models in the directory instead of continuing; if the plan is the same, only those of this part.
     **kwargs
         Further arguments of `train_func`.
 
@@ -327,7 +327,7 @@ def retrain_subsets(
     --------
     calculate_targets : Targets of every model in the directory.
     retrain_lds : Random subsets.
-    removal_test : Remove the top samples of a method, against random removals.
+    removal_test : Remove a method's top samples, compared with random removals.
 
     Examples
     --------
@@ -370,7 +370,7 @@ def _retrain(
     kwargs: dict[str, Any],
     num_runs: float = math.inf,
 ) -> RetrainDir:
-    """Check the common arguments, then train the missing models of these subsets, or their first runs."""
+    """Check the common arguments, then train the missing models of these subsets, up to run `num_runs`."""
     if not callable(train_func):
         raise TypeError(f"train_func: expected a function of a dataloader, got {type(train_func).__name__}")
     check_n_jobs(n_jobs)
@@ -397,7 +397,7 @@ def _check_keywords(verb: Callable, train_func: Any, kwargs: dict[str, Any], poo
     num_given, passed = (3, ("shuffle", "batch_size", "drop_last", "collate_fn")) if many else (1, ())
     try:
         signature = inspect.signature(train_func.train_many if many else train_func)
-    except (TypeError, ValueError):  # a built-in function has no signature
+    except (TypeError, ValueError):  # a built-in function may have no signature
         return
     extra = [name for name, passed_on in (("seed", not many), ("device", pool is not None))
              if passed_on and _takes(train_func, name)]
@@ -453,14 +453,14 @@ def retrain_more(
     train_func: Callable, dataloader: DataLoader, path: Path, rows: Sequence[bytes], num_runs: int, seed: int, *,
     n_jobs: int | None = None, devices: Any = None,
 ) -> RetrainDir:
-    """Train the missing ones of the models on these subsets, rows of `pack_subsets`; the bank at `path` grows by them.
+    """Train the missing models of these subsets (rows of `pack_subsets`), adding new subsets to the bank at `path`.
 
-    Subsets and runs that the bank has beyond these stay as they are, finished or not.
+    Other subsets and runs in the bank stay as they are, finished or not.
     """
     recipe = LoaderRecipe.of(dataloader)
     while True:
         known, runs = planned_subsets(path)
-        same_data = [row for row in known if len(row) == len(rows[0])]  # otherwise the plans differ, an error below
+        same_data = [row for row in known if len(row) == len(rows[0])]  # else the plans differ, an error below
         listed = same_data + [row for row in dict.fromkeys(rows) if row not in {*same_data}]
         members = np.frombuffer(b"".join(listed), dtype=np.uint8).reshape(len(listed), -1)
         plan_for = partial(_shared_plan, len(recipe), members, max(runs, num_runs))
@@ -566,7 +566,7 @@ class TrainsMany(Protocol):
         self, dataset: Any, subsets: Sequence[Any], seeds: Sequence[int], *, shuffle: bool, batch_size: int | None,
         drop_last: bool, collate_fn: Callable, **kwargs: Any,
     ) -> Iterator[list[tuple[int, nn.Module]]]:
-        """Train a model on each subset; yields lists of pairs, the number of the subset and its model."""
+        """Train a model on each subset; yields lists of pairs (subset number, model)."""
 
 # %% ../../nbs/model_util/06_retrain.ipynb #c2d49931
 def trains_many(train_func: Any) -> TypeGuard[TrainsMany]:
@@ -658,7 +658,7 @@ def _classes_by_name(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _without_values(model: nn.Module) -> Iterator[None]:
-    """Zeros in all tensors of the state dict, so that a file of the module is the same whichever model is first."""
+    """Set all tensors of the state dict to zero, so that the module's file is the same whichever model is first."""
     tensors = [value for value in model.state_dict().values() if isinstance(value, torch.Tensor)]
     values = [tensor.clone() for tensor in tensors]
     with torch.no_grad():
@@ -684,7 +684,7 @@ def _save_module(file: Path, model: nn.Module, owner: str) -> list[str]:
         try:
             load_checkpoint(file, modules=True)
         except ValueError as error:
-            return [f"the module itself was saved but will not be loaded again ({error}); {remedy}"]
+            return [f"the module itself was saved but would be refused when loaded ({error}); {remedy}"]
     return []
 
 # %% ../../nbs/model_util/06_retrain.ipynb #c5b9fabb
@@ -721,7 +721,7 @@ def _run(job: TrainJob, tasks: Sequence[Task], n_jobs: int | None) -> None:
         raise _interrupted(job, tasks, max(map(len, whole_units), default=1)) from None
     except (RetrainError, TypeError, ValueError, OSError):
         raise
-    except Exception as error:  # an engine may raise anything when one of its workers dies
+    except Exception as error:  # a joblib backend may raise anything when one of its workers dies
         raise _lost_worker(job, tasks, error) from error
     finally:
         if job.pool is not None:
@@ -745,7 +745,7 @@ def _interrupted(job: TrainJob, tasks: Sequence[Task], at_once: int) -> Keyboard
             f"Interrupted: {done} of {len(tasks)} models are finished and kept in {job.directory.path}; repeat the "
             f"call to train the other {len(tasks) - done}."
         )
-    smaller = f" {at_once} are trained as one: a smaller max_models= of the trainer keeps some of them earlier."
+    smaller = f" {at_once} are trained as one: a smaller max_models= of the trainer saves some of them earlier."
     return KeyboardInterrupt(
         f"Interrupted before a model in {job.directory.path} was finished; repeat the call to train all {len(tasks)} "
         f"of them.{smaller * (at_once > 1)}"
@@ -759,7 +759,7 @@ def _lost_worker(job: TrainJob, tasks: Sequence[Task], error: Exception) -> Retr
     files = [path.relative_to(job.directory.path).as_posix() for path in paths]
     listed = ", ".join(files[:5]) + (f" and {len(files) - 5} more" if len(files) > 5 else "")
     return RetrainError(
-        f"a worker process died ({type(error).__name__}: {error}). Missing of {len(tasks)} models: {listed}. The "
-        "others are kept: repeat the call to train the missing ones. If workers run out of memory, use a smaller "
-        "n_jobs."
+        f"a worker process died ({type(error).__name__}: {error}). {len(files)} of {len(tasks)} models are missing: "
+        f"{listed}. The others are kept: repeat the call to train the missing ones. If workers run out of memory, use "
+        "a smaller n_jobs."
     )

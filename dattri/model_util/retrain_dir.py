@@ -100,13 +100,13 @@ def _write_members(path: Path, metadata: Mapping[str, Any], members: np.ndarray)
 
 
 class DamagedSubsetsError(ValueError):
-    """The file of subsets was changed, though the plan may be intact; its message is complete as it is."""
+    """The file of subsets was changed, though the plan may be intact; its message needs no addition."""
 
 
 def _read_members(path: Path, metadata: Mapping[str, Any]) -> np.ndarray:
     """Members of user-defined subsets; `ValueError` unless they match the plan."""
     if not re.fullmatch("[0-9a-f]{64}", str(metadata["subsets_sha256"])):
-        raise ValueError("subsets_sha256 is no SHA-256")
+        raise ValueError("subsets_sha256 is not a SHA-256")
     file = path / _members_file(metadata["subsets_sha256"])
     remedy = "restore it, or repeat the retrain_subsets call that wrote it, with the same subsets, into another path"
     shape = (metadata["num_subsets"], (metadata["data_length"] + 7) // 8)
@@ -117,7 +117,7 @@ def _read_members(path: Path, metadata: Mapping[str, Any]) -> np.ndarray:
         raise kind(f"{file} cannot be read ({shortened(str(error))}); {remedy}") from error
     found = getattr(members, "shape", None), str(getattr(members, "dtype", ""))
     if found != (shape, "uint8") or hashlib.sha256(members.tobytes()).hexdigest() != metadata["subsets_sha256"]:
-        raise DamagedSubsetsError(f"{file} holds other subsets than the plan was made with; {remedy}")
+        raise DamagedSubsetsError(f"{file} does not hold the subsets that the plan was made with; {remedy}")
     return members
 
 
@@ -252,7 +252,7 @@ def _check_format(file: Path, metadata: dict[str, Any]) -> None:
             resolve_inside(file.parent, folder)
         raise _unreadable(file, f"`{plan.folders_key}` is truncated or was edited")
     if not signed:
-        raise _unreadable(file, "it was edited: its digest is that of other content")
+        raise _unreadable(file, "it was edited: its digest does not match its content")
 
 # %% ../../nbs/model_util/04_retrain_dir.ipynb #42fc1fb1
 def resolve_inside(path: Path, folder: Any) -> Path:
@@ -270,7 +270,7 @@ def resolve_inside(path: Path, folder: Any) -> Path:
 
 
 def _leads_inside(place: Path, root: Path) -> bool:
-    """Whether a path leads below `root`; a name with a NUL and a circle of links lead nowhere."""
+    """Whether a path leads below `root`; a name with a NUL or a circular link leads nowhere."""
     try:
         real = place.resolve()
     except (ValueError, OSError, RuntimeError):
@@ -299,13 +299,13 @@ class RetrainDir:
     metadata: dict[str, Any]
 
     def __repr__(self) -> str:
-        from dattri.metric.display import as_text  # noqa: PLC0415  (it stands on this module)
+        from dattri.metric.display import as_text  # noqa: PLC0415  (its package imports this module)
 
         return as_text(_card(self))
 
     def _repr_html_(self) -> str:
         """The same as a table, as a notebook shows it."""
-        from dattri.metric.display import as_html  # noqa: PLC0415  (it stands on this module)
+        from dattri.metric.display import as_html  # noqa: PLC0415  (its package imports this module)
 
         return as_html(_card(self))
 
@@ -342,7 +342,7 @@ class RetrainDir:
         seed : int or None
             The user's seed; None takes the recorded one, or a fresh one if none is recorded.
         members : uint8 array, optional
-            What the plan depends on besides its record.
+            Data that the plan depends on besides its record.
         overwrite : bool
             Remove the models of `subsets` if the plan is the same, and everything of the old plan otherwise.
         subsets : iterable of int, optional
@@ -391,7 +391,7 @@ class RetrainDir:
 
     @cached_property
     def identity(self) -> str:
-        """Digest of what determines a model besides its own numbers; "" for a directory of another tool."""
+        """Digest of what determines a model besides its subset and run; "" for a directory of another tool."""
         if "format" not in self.metadata:
             return ""
         left_out = {*_NOT_IN_IDENTITY, *(() if self.metadata["format"] == 1 else (*_WHICH, "digest"))}
@@ -431,7 +431,7 @@ class RetrainDir:
             )
 
     def _has_grown(self, digest: str) -> bool:
-        """Whether the plan on disk has all models of this one, and more; if so, its digest is the one to expect."""
+        """Whether the plan on disk has all models of this one, and more; if so, its digest is expected from now on."""
         try:
             found = read_metadata(self.path)
             grown = _continues(self.path, self.metadata, found, _plan_in(self.path, found).unrecorded())
@@ -538,9 +538,9 @@ class DifferentRunError(ValueError):
     Parameters
     ----------
     reason : str
-        What differs.
+        The differences.
     remedy : str
-        What to do.
+        The remedy.
     fields : sequence of str
         Names of the differing fields in `metadata.yml`.
 
@@ -749,7 +749,7 @@ def require_complete(directory: RetrainDir) -> None:
         if "format" in directory.metadata:
             remedy = f"Train the missing models with {_call(directory, str(directory.path))}; existing models are kept."
         raise FileNotFoundError(
-            f"{directory.path} is incomplete: {shown}{more} missing, of {num_files} files. {remedy}"
+            f"{directory.path} is incomplete: missing {shown}{more} (of {num_files} files). {remedy}"
         )
     for subset, run in product(subsets, runs):
         directory.is_whole(subset, run)  # an error if it is from another run; truncation shows when it is read
@@ -759,12 +759,12 @@ _MOST_MISSING = 10_000
 
 
 def _missing(files: Iterable[Path]) -> list[Path]:
-    """The files that do not exist, up to a number: a plan may name more than anybody could look for."""
+    """The files that do not exist, up to a limit: a plan may name too many to look for."""
     return list(islice((file for file in files if not file.exists()), _MOST_MISSING))
 
 
 def _least(missing: Sequence[Path]) -> str:
-    """What to write before the number of missing files."""
+    """Qualifier of the number of missing files, which are counted up to a limit."""
     return "at least " * (len(missing) >= _MOST_MISSING)
 
 
@@ -777,8 +777,8 @@ def _call(directory: RetrainDir, path: str) -> str:
 
 # %% ../../nbs/model_util/04_retrain_dir.ipynb #e19af168
 def _card(directory: RetrainDir) -> list[list[str]]:
-    """What a person wants to know of a directory; files are counted, not read."""
-    from dattri.metric.display import shown_path  # noqa: PLC0415  (it stands on this module)
+    """The summary of a directory; files are counted, not read."""
+    from dattri.metric.display import shown_path  # noqa: PLC0415  (its package imports this module)
 
     metadata, path, runs = directory.metadata, shown_path(directory.path), directory.num_runs
     num_models = len(directory.subsets) * runs

@@ -26,7 +26,7 @@ def derive_seed(seed: int, *key: int) -> int:
     seed : int
         The user's seed, 0 or larger.
     *key : int
-        What is seeded, e.g. (subset,) or (subset, run).
+        Identifies what is seeded, e.g. (subset,) or (subset, run).
 
     Returns
     -------

@@ -42,7 +42,7 @@ class EnsembleTarget:
     """A target function for both ground truths that evaluates many models at once.
 
     Call it like any target function, ``target(model, dataloader)``; `calculate_loo_ground_truth` and
-    `calculate_lds_ground_truth` use `evaluate_many` when they get one. Models are in evaluation mode.
+    `calculate_lds_ground_truth` call `evaluate_many` instead. Models are in evaluation mode.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ class EnsembleTarget:
         ``loss_fn(outputs, *targets)`` with one value per sample, shape (batch_size,), e.g.
         ``functools.partial(torch.nn.functional.cross_entropy, reduction="none")``. Batches are ``(inputs, *targets)``.
     max_models : int or "auto"
-        Models evaluated at once, 1 or more; halved while the device runs out of memory.
+        Models evaluated at once, 1 or more; halved whenever the device runs out of memory.
     device : torch.device or str, optional
         Where to evaluate. Default: where `model_fn` puts the model.
 
@@ -122,7 +122,7 @@ class EnsembleTarget:
             If batches are not tuples of tensors.
         ValueError
             If weights do not fit the model, a file is damaged, `loss_fn` does not return a value per sample, or a layer
-            does not work for several models at once; names it.
+            does not work for several models at once; the error names it.
         """
         if isinstance(models, (nn.Module, dict, str, os.PathLike)) or not len(models):
             raise ValueError(f"models: expected a list of checkpoints, state dicts or modules, got {models!r:.60}")
@@ -134,7 +134,7 @@ class EnsembleTarget:
 
     def _new_model(self) -> nn.Module:
         """A model in evaluation mode, on the device."""
-        # seeded: the user's random state is not touched
+        # under a seed, so that the user's random state is not touched
         return new_model(self.model_fn, 0, self.device).eval()
 
     def _stack(self, models: Sequence[Any]) -> ModelStack:
@@ -148,7 +148,7 @@ class EnsembleTarget:
             try:
                 scratch.load_state_dict(state.state_dict() if isinstance(state, nn.Module) else state)
             except (RuntimeError, TypeError) as error:
-                name = model if isinstance(model, (str, os.PathLike)) else f"number {number}"
+                name = model if isinstance(model, (str, os.PathLike)) else f"model number {number}"
                 raise ValueError(
                     f"model_fn: the weights of {name} do not fit {type(scratch).__name__}: {error}"
                 ) from error

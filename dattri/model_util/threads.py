@@ -43,12 +43,12 @@ def single_thread(free: int | None = None) -> Iterator[None]:
 
 # %% ../../nbs/model_util/10_threads.ipynb #fea393c3
 def is_plain_thread() -> bool:
-    """Whether another thread would do the calling thread's work alike: no autocast, and the CPU as default device."""
+    """Whether another thread would do the same work in the same way: no autocast, and the CPU as default device."""
     return on_cpu() and not torch.is_autocast_enabled("cpu")
 
 # %% ../../nbs/model_util/10_threads.ipynb #37c33abc
 def on_cpu() -> bool:
-    """Whether new tensors are on the CPU; torch 2.6 cannot say its default device once that was set to None."""
+    """Whether new tensors are on the CPU; torch 2.6 cannot report its default device after it was set to None."""
     return torch.empty(0).device.type == "cpu"
 
 # %% ../../nbs/model_util/10_threads.ipynb #3974a888

@@ -27,7 +27,7 @@ def check_int(name: str, value: Any, minimum: int) -> int:
 
 # %% ../../nbs/model_util/11_validation.ipynb #new1
 def is_number(value: Any) -> TypeGuard[float]:
-    """Whether a value is a real number, such as a float of numpy, and no boolean."""
+    """Whether a value is a real number, such as a numpy float, and not a boolean."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
 # %% ../../nbs/model_util/11_validation.ipynb #113ff5b1
