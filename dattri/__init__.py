@@ -34,8 +34,8 @@ _PUBLIC = {
     },
     "metric.correlation": {
         "lds": "Linear datamodeling score: do sums of scores rank the retrained models as retraining did?",
-        "loo_corr": "Leave-one-out correlation: do scores say how much the target changes when a sample is removed?",
-        "Predictions": "What a method says of each subset, in place of scores of training samples.",
+        "loo_corr": "Leave-one-out correlation: do scores predict how the target changes when a sample is removed?",
+        "Predictions": "A method's predictions for each subset, in place of scores of training samples.",
     },
     "metric.uncertainty": {
         "lds_interval":
@@ -72,7 +72,7 @@ _PUBLIC = {
     "metric.retrieval": {
         "retrieval_metrics": "Do the training samples that are known to be relevant rank first?",
         "class_share": "Are the top training samples of the same class as the test sample?",
-        "top_overlap": "Do two methods, or two runs of one, name the same training samples?",
+        "top_overlap": "Do two methods, or two runs of one, rank the same training samples at the top?",
         "detection_curve":
             "How many wrong labels are found by inspecting the training samples with the largest scores?",
     },
@@ -80,8 +80,8 @@ _PUBLIC = {
         "judge": "Judge scores with the metric that a ground truth is for: numbers, a summary and a picture."
     },
     "metric.files": {
-        "read_scores": "Scores from a file or folder of torch, numpy or an attribution library; nothing in it is run.",
-        "read_ground_truth": "Ground truth from a file of `torch.save` or `numpy.save`; nothing in it is run.",
+        "read_scores": "Scores from a file or folder of torch, numpy or an attribution library; no code in it is run.",
+        "read_ground_truth": "Ground truth from a file of `torch.save` or `numpy.save`; no code in it is run.",
     },
     "metric.orientation": {
         "check_orientation": "Warn if scores seem to have the opposite sign, or to be transposed."
@@ -93,8 +93,8 @@ _PUBLIC = {
     "benchmark.settings": {
         "list_benchmarks": "All registered settings; iterating gives their records.",
         "find_setting": "The setting of a model on a data set.",
-        "register_setting": "Make a setting known to `find_setting` and `list_benchmarks`.",
-        "Setting": "Everything that makes a benchmark setting.",
+        "register_setting": "Register a setting, so that `find_setting` and `list_benchmarks` find it.",
+        "Setting": "Everything that defines a benchmark setting.",
     },
     "benchmark.build": {
         "build_benchmark": "Train the models of a setting and compute its ground truth, for `load_benchmark`."
@@ -118,7 +118,7 @@ _PUBLIC = {
         "gradient_cosine": "Cosines between the gradients of training and test samples.",
     },
     "benchmark.leaderboard": {
-        "evaluate": "Judge methods by everything that a benchmark has ground truth for, or by your own ground truth."
+        "evaluate": "Judge methods by all ground truth of a benchmark, or by your own."
     },
     "benchmark.sharing": {
         "publish_scores":

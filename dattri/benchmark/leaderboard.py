@@ -334,7 +334,7 @@ def evaluate(
     device: torch.device | str | None = None,
     n_jobs: int | None = None,
 ) -> Leaderboard:
-    """Judge methods by everything that a benchmark has ground truth for, or by your own ground truth.
+    """Judge methods by all ground truth of a benchmark, or by your own.
 
     Parameters
     ----------

@@ -53,7 +53,7 @@ def _first(dataset: Dataset, size: int) -> Dataset:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Setting(Table):
-    """Everything that makes a benchmark setting.
+    """Everything that defines a benchmark setting.
 
     Parameters
     ----------
@@ -262,7 +262,7 @@ _REGISTRY: dict[tuple[str, str], Setting] = {}
 
 
 def register_setting(setting: Setting, *, replace: bool = False) -> None:
-    """Make a setting known to `find_setting` and `list_benchmarks`.
+    """Register a setting, so that `find_setting` and `list_benchmarks` find it.
 
     Parameters
     ----------

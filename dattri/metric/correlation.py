@@ -35,7 +35,7 @@ class Correlation(NamedTuple):
 
 # %% ../../nbs/metric/01_correlation.ipynb #727d4978
 class Predictions(NamedTuple):
-    """What a method says of each subset, in place of scores of training samples.
+    """A method's predictions for each subset, in place of scores of training samples.
 
     `lds` and everything that builds on it accept predictions wherever they accept scores. So methods whose effects are
     not additive can be judged too.
@@ -124,7 +124,7 @@ def lds(score: Any, ground_truth: tuple[torch.Tensor, torch.Tensor]) -> Correlat
 
 # %% ../../nbs/metric/01_correlation.ipynb #0da59d24
 def loo_corr(score: Any, ground_truth: tuple[torch.Tensor, torch.Tensor]) -> Correlation:
-    """Leave-one-out correlation: do scores say how much the target changes when a sample is removed?
+    """Leave-one-out correlation: do scores predict how the target changes when a sample is removed?
 
     For each test sample, Pearson's correlation over the removed samples between their scores and the targets of the
     models trained without them (Koh and Liang 2017, arXiv:1703.04730, section 4.1).

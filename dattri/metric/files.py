@@ -23,7 +23,7 @@ __all__ = ['read_scores', 'read_ground_truth']
 
 # %% ../../nbs/metric/09_files.ipynb #ab084c3b
 def read_scores(file: str | os.PathLike, name: str | None = None) -> torch.Tensor | np.ndarray:
-    """Scores from a file or folder of torch, numpy or an attribution library; nothing in it is run.
+    """Scores from a file or folder of torch, numpy or an attribution library; no code in it is run.
 
     Parameters
     ----------
@@ -109,7 +109,7 @@ def _refusal(what: str, error: ValueError, remedy: str) -> ValueError:
 
 # %% ../../nbs/metric/09_files.ipynb #5538d9ab
 def read_ground_truth(file: str | os.PathLike) -> GroundTruth | Targets | torch.Tensor:
-    """Ground truth from a file of `torch.save` or `numpy.save`; nothing in it is run.
+    """Ground truth from a file of `torch.save` or `numpy.save`; no code in it is run.
 
     Parameters
     ----------

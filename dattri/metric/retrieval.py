@@ -393,7 +393,7 @@ class TopOverlap(NamedTuple):
 
 # %% ../../nbs/metric/11_retrieval.ipynb #f63262b8
 def top_overlap(a: Any, b: Any, *, k: int = 10) -> TopOverlap:
-    """Do two methods, or two runs of one, name the same training samples?
+    """Do two methods, or two runs of one, rank the same training samples at the top?
 
     For each test sample, the number of samples in the top k of both, divided by k. Ties count by their expected value
     over independent random orders of each method's equal scores. So scores with ties at the edge of their top k do not
