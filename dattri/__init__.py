@@ -53,14 +53,12 @@ _PUBLIC = {
             "How much better does `a` find mislabelled samples than `b`, by the area under the ROC curve?",
     },
     "metric.ceiling": {
-        "lds_ceiling":
-            "The LDS that perfect scores would reach: the truth free of training noise against the mean over the runs.",
-        "ceiling_share":
-            "Mean LDS as a share of its ceiling: 1 is as good as the noise of training lets any score be.",
+        "lds_ceiling": "The LDS that perfect scores would reach, given the training noise in the mean over the runs.",
+        "ceiling_share": "Mean LDS as a share of its ceiling: 1 is the best that training noise allows.",
         "plan_lds":
-            "Expected ceiling, LDS and width of its interval with more subsets, or more runs per subset.",
+            "Expected ceiling, LDS and width of its interval with more subsets or more runs per subset.",
         "plan_comparison":
-            "Expected interval of the difference between two methods with more subsets, or more runs per subset.",
+            "Expected interval of the difference between two methods with more subsets or more runs per subset.",
     },
     "metric.removal": {
         "removal_test": "What happens to each test sample when the training samples with its top scores are removed.",
@@ -87,11 +85,11 @@ _PUBLIC = {
         "check_orientation": "Warn if scores seem to have the opposite sign, or to be transposed."
     },
     "benchmark.load": {
-        "load_benchmark": "What is needed to benchmark an attribution method on a setting, and the ground truth.",
+        "load_benchmark": "Everything needed to benchmark an attribution method on a setting, with the ground truth.",
         "samples_of": "The training or test samples of a benchmark, in the order of the rows or columns of scores.",
     },
     "benchmark.settings": {
-        "list_benchmarks": "All registered settings; iterating gives their records.",
+        "list_benchmarks": "All registered settings, as a table; iterating yields the records.",
         "find_setting": "The setting of a model on a data set.",
         "register_setting": "Register a setting, so that `find_setting` and `list_benchmarks` find it.",
         "Setting": "Everything that defines a benchmark setting.",

@@ -46,7 +46,7 @@ def load_benchmark(
     device: torch.device | str | None = None,
     n_jobs: int | None = None,
 ) -> tuple[dict[str, Any], Any]:
-    """What is needed to benchmark an attribution method on a setting, and the ground truth.
+    """Everything needed to benchmark an attribution method on a setting, with the ground truth.
 
     Parameters
     ----------

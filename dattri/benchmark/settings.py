@@ -362,7 +362,7 @@ class SettingTable(Table):
 
 # %% ../../nbs/benchmark/09_settings.ipynb #99773329
 def list_benchmarks() -> SettingTable:
-    """All registered settings; iterating gives their records.
+    """All registered settings, as a table; iterating yields the records.
 
     See Also
     --------

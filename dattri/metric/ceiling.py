@@ -55,7 +55,7 @@ class Ceiling(NamedTuple):
 
 # %% ../../nbs/metric/10_ceiling.ipynb #97b7b167
 def lds_ceiling(targets: Any, *, confidence: float = 0.95) -> Ceiling:
-    """The LDS that perfect scores would reach: the truth free of training noise against the mean over the runs.
+    """The LDS that perfect scores would reach, given the training noise in the mean over the runs.
 
     Runs of the same subset differ by training noise, which no score predicts. The agreement of runs (Spearman's
     correlation between runs over the subsets) gives the reliability of one run, and the Spearman-Brown formula that of
@@ -491,7 +491,7 @@ def _shared(estimate: Estimate, num_units: int, num_tests: int) -> float:
 
 # %% ../../nbs/metric/10_ceiling.ipynb #ce5a7b40
 def ceiling_share(score: Any, targets: Any, *, confidence: float = 0.95) -> ConfidenceInterval:
-    """Mean LDS as a share of its ceiling: 1 is as good as the noise of training lets any score be.
+    """Mean LDS as a share of its ceiling: 1 is the best that training noise allows.
 
     Parameters
     ----------
@@ -677,7 +677,7 @@ def plan_lds(
     num_runs: Sequence[int] = (1, 2, 3, 5),
     confidence: float = 0.95,
 ) -> RetrainingPlan:
-    """Expected ceiling, LDS and width of its interval with more subsets, or more runs per subset.
+    """Expected ceiling, LDS and width of its interval with more subsets or more runs per subset.
 
     Parameters
     ----------
@@ -920,7 +920,7 @@ def plan_comparison(
     num_runs: Sequence[int] = (1, 2, 3, 5),
     confidence: float = 0.95,
 ) -> ComparisonPlan:
-    """Expected interval of the difference between two methods with more subsets, or more runs per subset.
+    """Expected interval of the difference between two methods with more subsets or more runs per subset.
 
     Parameters
     ----------
