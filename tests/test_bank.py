@@ -366,9 +366,10 @@ def test_all_that_judges_takes_predictions_and_every_run():
     assert compare_lds(said, score, truth) == (0, 0, 0, 1)
     assert np.allclose(ceiling_share(said, targets), ceiling_share(score, targets))
     ours, theirs = judge(said, targets), judge(score, targets)
-    assert ours.summary == theirs.summary and "with 3 runs of each subset, of which the scores reach" in ours.summary
+    assert ours.summary == theirs.summary and "with 3 runs per subset; the scores reach" in ours.summary
     assert judge(score, truth).summary.splitlines()[0] == ours.summary.splitlines()[0]
-    assert "ceiling" not in judge(score, Targets(values[:, :1], mask)).summary
+    assert "ceiling unknown: it requires two or more runs" in judge(score, Targets(values[:, :1], mask)).summary
+    assert "ceiling unknown: it requires the Targets of two" in judge(score, truth).summary
     assert ours.summary.splitlines()[0] in ours._repr_html_() and "data:image/png" in ours._repr_html_()
     with pytest.raises(ValueError, match=r"predictions are of subsets.*; the ground truth is for 'loo'"):
         judge(said, (values[:20, 0], torch.arange(20)))

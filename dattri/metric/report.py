@@ -113,7 +113,8 @@ def judge(score: Any, ground_truth: Any, metric: str | None = None, *, num_train
     >>> subsets = torch.stack([torch.randperm(60, generator=generator)[:30] for _ in range(40)])
     >>> judge(score, (score[subsets].sum(1), subsets))
     LDS 1.000, 95% interval [1.000, 1.000] over other subsets and test samples
-    of 30 test samples a tenth is below 1.000, half below 1.000, a tenth above 1.000
+    ceiling unknown: it requires the Targets of two or more runs per subset (calculate_targets)
+    of 30 test samples, a tenth are below 1.000, half below 1.000, a tenth above 1.000
     40 subsets of 30 training samples
     """
     name = metric_of(ground_truth, metric)
@@ -174,16 +175,17 @@ def _between(interval: ConfidenceInterval) -> str:
 
 
 def _below_ceiling(score: Any, targets: Targets | None) -> tuple[str, dict[str, Any]]:
-    """A line on the ceiling and the share reached, and the fields of a report on both, if runs are repeated."""
-    num_runs = 1 if targets is None else targets.values.shape[1]
-    if targets is None or num_runs == 1:
-        return "", {}
+    """A line on the ceiling and the share reached, or on what they require, and the fields of a report on both."""
+    if targets is None:
+        return "ceiling unknown: it requires the Targets of two or more runs per subset (calculate_targets)\n", {}
+    num_runs = targets.values.shape[1]
+    if num_runs == 1:
+        return "ceiling unknown: it requires two or more runs per subset (num_runs_per_subset=2)\n", {}
     ceiling, share = lds_ceiling(targets), ceiling_share(score, targets)
     known = np.isfinite([share.low, share.high]).all()
     ends = f", 95% interval [{share.low:.1%}, {share.high:.1%}]" if known else ", too few models for an interval"
     line = (
-        f"ceiling {ceiling.mean:.3f} with {num_runs} runs of each subset, of which the scores reach {share.mean:.1%}"
-        f"{ends}\n"
+        f"ceiling {ceiling.mean:.3f} with {num_runs} runs per subset; the scores reach {share.mean:.1%} of it{ends}\n"
     )
     return line, {
         "ceiling": ceiling.mean, "ceiling_low": ceiling.low, "ceiling_high": ceiling.high,
@@ -263,7 +265,7 @@ def _spread(each: torch.Tensor) -> str:
     low, middle, high = np.quantile(known.cpu().double().numpy(), [0.1, 0.5, 0.9])
     undefined = f"; undefined (a constant column) for {len(each) - len(known)}" if len(known) < len(each) else ""
     return (
-        f"of {len(known)} test samples a tenth is below {low:.3f}, half below {middle:.3f}, a tenth above {high:.3f}"
+        f"of {len(known)} test samples, a tenth are below {low:.3f}, half below {middle:.3f}, a tenth above {high:.3f}"
         f"{undefined}"
     )
 
