@@ -176,25 +176,10 @@ def _datasets(ctx: typer.Context) -> list[str]:
     """Completions of --dataset."""
     return _fitting(ctx, "dataset")
 
-
-def _metrics() -> list[str]:
-    """Completions of --metric."""
-    return [*METRIC_NAMES]
-
-
-def _groups() -> list[str]:
-    """Completions of --mode."""
-    return [*GROUP_NAMES]
-
-
-def _baseline_choices() -> list[str]:
-    """Completions of --baselines."""
-    return [*BASELINE_CHOICES]
-
 # %% ../nbs/cli.ipynb #adac6d11
 Model = Annotated[str, typer.Option(help="Model of the setting; see `dattri list`.", autocompletion=_models)]
 Dataset = Annotated[str, typer.Option(help="Data set of the setting.", autocompletion=_datasets)]
-Metric = Annotated[str, typer.Option(help="lds, loo or mislabel.", autocompletion=_metrics)]
+Metric = Annotated[str, typer.Option(help="lds, loo or mislabel.", autocompletion=lambda: METRIC_NAMES)]
 ModelOrTruth = Annotated[
     str | None, typer.Option("--model", help="Model of the setting; see `dattri list`.", autocompletion=_models)
 ]
@@ -205,7 +190,7 @@ MetricOrTruth = Annotated[
     str | None,
     typer.Option(
         "--metric", help="lds, loo or mislabel. Default with --ground-truth: chosen by its shape.",
-        autocompletion=_metrics,
+        autocompletion=lambda: METRIC_NAMES,
     ),
 ]
 TruthFile = Annotated[
@@ -267,11 +252,11 @@ def load(
     if as_json:
         named = dict(zip(("values", "indices"), truth, strict=True)) if isinstance(truth, tuple) else {"wrong": truth}
         shapes = {name: list(tensor.shape) for name, tensor in named.items()}
-        files = {f"models_{kind}": [str(file) for file in found] for kind, found in models.items()}
+        files = {f"models_{kind}": [str(file) for file in paths] for kind, paths in models.items()}
         typer.echo(json.dumps({"metric": metric, "ground_truth_shapes": shapes, **files}, indent=1))
         return
-    for kind, found in models.items():
-        typer.echo(f"{len(found)} {kind} models: {_shown(Path(found[0]).parents[1])}")
+    for kind, paths in models.items():
+        typer.echo(f"{len(paths)} {kind} models: {_shown(Path(paths[0]).parents[1])}")
     typer.echo(f"ground truth ({metric}): {_in_words(truth)}")
     if save_truth is not None:
         typer.echo(f"ground truth saved: {_shown(save_truth)}")
@@ -411,10 +396,10 @@ class _WithBaselines(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Options with the value that may be omitted."""
-        given: list[str] = []
+        filled: list[str] = []
         for part, after in zip(args, [*args[1:], "--"], strict=True):
-            given += [part, "all"] if part == "--baselines" and after.startswith("-") else [part]
-        return super().parse_args(ctx, given)
+            filled += [part, "all"] if part == "--baselines" and after.startswith("-") else [part]
+        return super().parse_args(ctx, filled)
 
 
 @app.command(cls=_WithBaselines)
@@ -433,7 +418,7 @@ def leaderboard(
     metric: Annotated[
         list[str] | None,
         typer.Option(
-            help="May be repeated. Default: lds and loo, or all without --scores.", autocompletion=_metrics
+            help="May be repeated. Default: lds and loo, or all without --scores.", autocompletion=lambda: METRIC_NAMES
         ),
     ] = None,
     ground_truth: TruthFile = None,
@@ -441,7 +426,7 @@ def leaderboard(
         str,
         typer.Option(
             help="Baselines to include: some (random scores, gradient dot product), all, or none. No value: all.",
-            autocompletion=_baseline_choices,
+            autocompletion=lambda: BASELINE_CHOICES,
         ),
     ] = "some",
     out: Annotated[
@@ -460,6 +445,7 @@ def leaderboard(
     from dattri.benchmark.settings import find_setting  # noqa: PLC0415
     from dattri.benchmark.sharing import leaderboard_from  # noqa: PLC0415
     from dattri.metric.files import read_ground_truth  # noqa: PLC0415
+    from dattri.metric.kinds import KINDS  # noqa: PLC0415
 
     _check_truth_options(ground_truth, model=model, dataset=dataset)
     if out is not None:
@@ -472,7 +458,7 @@ def leaderboard(
         metrics = metric
     else:
         setting = find_setting(str(model), str(dataset))
-        metrics = metric or [name for name in setting.metrics if name != "mislabel" or not methods]
+        metrics = metric or [name for name in setting.metrics if not (methods and KINDS[name].is_own)]
     options: dict[str, Any] = {
         "metrics": metrics, "baselines": _beside(baselines), "download_path": download_path, "device": device,
         "n_jobs": n_jobs,
@@ -528,7 +514,9 @@ def retrain(
     dataset: Dataset,
     mode: Annotated[
         str,
-        typer.Option(help="Group: lds, loo, full, half, full_mislabel or half_mislabel.", autocompletion=_groups),
+        typer.Option(
+            help="Group: lds, loo, full, half, full_mislabel or half_mislabel.", autocompletion=lambda: GROUP_NAMES
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Directory of the build. Run again to resume.", callback=_expanded)],
     partition: Annotated[
@@ -560,7 +548,7 @@ def build(
     ],
     metric: Annotated[
         list[str] | None,
-        typer.Option(help="May be repeated. Default: all metrics of the setting.", autocompletion=_metrics),
+        typer.Option(help="May be repeated. Default: all metrics of the setting.", autocompletion=lambda: METRIC_NAMES),
     ] = None,
     device: Device = None,
     n_jobs: Jobs = None,

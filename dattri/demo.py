@@ -18,6 +18,7 @@ from .benchmark.leaderboard import Leaderboard, evaluate
 from .benchmark.load import load_setting
 from .benchmark.settings import find_setting
 from .metric import lds
+from .metric.kinds import KINDS
 from .metric.retrieval import detection_curve
 from .model_util.checkpoint import load_checkpoint
 from .plot import detection, distribution, predicted_actual
@@ -94,11 +95,11 @@ def _keeping(method: Callable, kept: dict[str, torch.Tensor]) -> Callable:
     """A method of a leaderboard that scores the first full model and keeps what it returned."""
 
     def function(attributes: dict[str, Any], metric: str) -> torch.Tensor:
-        model, kind = attributes["model"], "self_attribution" if metric == "mislabel" else "attribution"
+        model, is_own = attributes["model"], KINDS[metric].is_own
         model.load_state_dict(load_checkpoint(Path(attributes["models_full"][0])))
-        test = None if metric == "mislabel" else attributes["test_dataset"]
-        kept[kind] = method(model, attributes["train_dataset"], test)
-        return kept[kind]
+        scores = method(model, attributes["train_dataset"], None if is_own else attributes["test_dataset"])
+        kept["self_attribution" if is_own else "attribution"] = scores
+        return scores
 
     return function
 
@@ -118,6 +119,6 @@ def draw(result: DemoResult) -> Any:
     distribution({name: lds(kinds["attribution"], result.truth["lds"]) for name, kinds in scores.items()}, left)
     predicted_actual(scores[best]["attribution"], result.truth["lds"], middle, method=best)
     wrong = result.truth["mislabel"]
-    found = {name: detection_curve(kinds["self_attribution"], wrong) for name, kinds in scores.items()}
-    detection(found, right, most=0.3)
+    curves = {name: detection_curve(kinds["self_attribution"], wrong) for name, kinds in scores.items()}
+    detection(curves, right, most=0.3)
     return figure

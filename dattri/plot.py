@@ -113,7 +113,7 @@ def _entries(results: Any, metric: str) -> tuple[list[_Entry], str]:
     if isinstance(results, Mapping):
         if not results:
             raise ValueError("results: expected one method or more, got an empty dict")
-        triples = {name: _triple(f"results, {name!r}", found) for name, found in results.items()}
+        triples = {name: _triple(f"results, {name!r}", interval) for name, interval in results.items()}
         return [_Entry(str(name), *triple) for name, triple in triples.items()], ""
     if not hasattr(results, "rows") or not hasattr(results, "benchmark"):
         raise TypeError(
@@ -122,8 +122,8 @@ def _entries(results: Any, metric: str) -> tuple[list[_Entry], str]:
         )
     rows = [row for row in results.rows if row.metric == metric]
     if not rows:
-        there = ", ".join(dict.fromkeys(row.metric for row in results.rows)) or "none"
-        raise ValueError(f"metric: the leaderboard has no rows for {metric!r}; it has {there}")
+        listed = ", ".join(dict.fromkeys(row.metric for row in results.rows)) or "none"
+        raise ValueError(f"metric: the leaderboard has no rows for {metric!r}; it has {listed}")
     compared = any(row.is_best for row in rows)
     ceilings = [None if math.isnan(row.ceiling) else (row.ceiling, math.nan, math.nan) for row in rows]
     entries = [
@@ -133,16 +133,17 @@ def _entries(results: Any, metric: str) -> tuple[list[_Entry], str]:
     return entries, results.benchmark
 
 
-def _triple(name: str, found: Any) -> tuple[float, float, float]:
+def _triple(name: str, interval: Any) -> tuple[float, float, float]:
     """Mean and ends of an interval; the ends of a number are nan."""
-    if is_number(found):
-        return float(found), math.nan, math.nan
-    parts = [getattr(found, part, None) for part in ("mean", "low", "high")] if hasattr(found, "low") else found
+    if is_number(interval):
+        return float(interval), math.nan, math.nan
+    ends = ("mean", "low", "high")
+    parts = [getattr(interval, end, None) for end in ends] if hasattr(interval, "low") else interval
     try:
         mean, low, high = map(float, parts)
     except (TypeError, ValueError):
         raise TypeError(
-            f"{name}: expected a number or (mean, low, high), such as lds_interval returns, got {found!r:.80}"
+            f"{name}: expected a number or (mean, low, high), such as lds_interval returns, got {interval!r:.80}"
         ) from None
     return mean, low, high
 
@@ -214,7 +215,7 @@ def distribution(correlations: Any, ax: Any = None, *, metric: str = "lds", ceil
     """
     what = kind_of(metric).short
     named = _named("correlations", correlations)
-    rows = {name: _each(f"correlations, {name!r}", found) for name, found in named.items()}
+    rows = {name: _each(f"correlations, {name!r}", result) for name, result in named.items()}
     if ceiling is not None:
         if "ceiling" in rows:
             raise ValueError("correlations: the name 'ceiling' is reserved for the last row; rename the method")
@@ -235,10 +236,9 @@ def distribution(correlations: Any, ax: Any = None, *, metric: str = "lds", ceil
     return ax
 
 
-def _each(name: str, found: Any) -> np.ndarray:
+def _each(name: str, result: Any) -> np.ndarray:
     """One number per test sample, float64, some of which are defined."""
-    found = as_real_tensor(name, getattr(found, "correlation", found))
-    values = found.detach().cpu().double().numpy()
+    values = as_real_tensor(name, getattr(result, "correlation", result)).detach().cpu().double().numpy()
     if values.ndim != 1 or np.isnan(values).all() or (abs(values) > 1 + 1e-6).any():
         raise ValueError(
             f"{name}: expected a correlation in [-1, 1] for each test sample, shape (num_test,), as lds(...) returns, "
@@ -466,7 +466,7 @@ def roc(detections: Any, ax: Any = None) -> Any:
     ['ideal: AUC 1.000', 'loss: AUC 0.875', 'random order: AUC 0.500']
     """
     named = _named("detections", detections, "what mislabel_detection_auc returns", "auc", "curve")
-    lines = {name: (found.curve.fpr, found.curve.tpr, found.auc) for name, found in named.items()}
+    lines = {name: (result.curve.fpr, result.curve.tpr, result.auc) for name, result in named.items()}
     for name, line in lines.items():
         if math.isnan(line[2]):
             raise ValueError(f"detections, {name!r}: the AUC is undefined; labels are all wrong or all right")
@@ -562,12 +562,12 @@ _UNITS = {
 
 def _rows(result: Any, name: str, expected: str) -> Any:
     """A part of a result; `TypeError` or `ValueError` if it is missing or empty."""
-    found = getattr(result, name, None)
-    if found is None:
+    listed = getattr(result, name, None)
+    if listed is None:
         raise TypeError(f"result: expected {expected}, got {type(result).__name__}")
-    if not found:
+    if not listed:
         raise ValueError(f"result: expected {expected}, got one without {name}")
-    return found
+    return listed
 
 
 def _draw_random(ax: Any, rows: Sequence[Any], units: str) -> tuple[Any, str]:
@@ -631,8 +631,8 @@ def flips(result: Any, ax: Any = None) -> Any:
     counts = _rows(result, "counts", "what brittleness returns")
     ax = axes_or_new(ax)
     known = []
-    for number, (name, found) in enumerate(counts.items()):
-        defined = found[~found.isnan()].sort().values
+    for number, (name, of_method) in enumerate(counts.items()):
+        defined = of_method[~of_method.isnan()].sort().values
         reached = defined[defined.isfinite()].tolist()
         share = [100 * (place + 1) / len(defined) for place in range(len(reached))]
         line = ax.plot(
@@ -757,9 +757,9 @@ def _scores_of(score: Any, train: Any, test: Any, sample: int | None) -> np.ndar
         )
     for name, items, axis in (("train", train, 0), ("test", test, 1))[: 1 if is_own else 2]:
         if len(shape) != (1 if is_own else 2) or len(items) != shape[axis]:
-            wanted = "shape (num_train,)" if is_own else "a matrix (num_train, num_test)"
+            expected = "shape (num_train,)" if is_own else "a matrix (num_train, num_test)"
             raise ValueError(
-                f"score, {name}: expected {wanted} with one {('row', 'column')[axis]} for each "
+                f"score, {name}: expected {expected} with one {('row', 'column')[axis]} for each "
                 f"item of {name}, got shape {shape} and {len(items)} items; pass "
                 "Subset(data, sampler.indices) to select the samples used"
             )
@@ -885,15 +885,15 @@ def _two(value: float) -> str:
 
 def _named(name: str, results: Any, expected: str = "", *parts: str) -> dict[str, Any]:
     """Results by method, from a dict or a single result; `TypeError` or `ValueError` if one lacks its parts."""
-    found = dict(results) if isinstance(results, Mapping) else {"scores": results}
-    if not found:
+    by_method = dict(results) if isinstance(results, Mapping) else {"scores": results}
+    if not by_method:
         raise ValueError(f"{name}: expected one method or more, got an empty dict")
-    for method, result in found.items():
+    for method, result in by_method.items():
         if not isinstance(method, str):
             raise TypeError(f"{name}: expected names of methods as keys, got {method!r}")
         if not all(hasattr(result, part) for part in parts):
             raise TypeError(f"{name}, {method!r}: expected {expected}, got {type(result).__name__}")
-    return found
+    return by_method
 
 
 def _explained(ax: Any, known: Sequence[tuple[Any, str]], corner: str = "") -> Any:

@@ -209,12 +209,12 @@ def test_what_takes_too_long_is_not_begun(home, monkeypatch):
 def test_text_is_judged_by_its_words():
     tokens, labels = torch.randint(9, (12, 6), generator=torch.Generator().manual_seed(0)), torch.zeros(12)
     data = torch.utils.data.TensorDataset(tokens, labels)
-    given = beside.Given(torch.nn.Linear(6, 2), data, data, torch.nn.functional.cross_entropy, [], "lds", None)
-    assert "BM25" in {name for name in ("BM25",) if beside.BASELINES[name].when(given)}
-    scores = beside.BASELINES["BM25"].function(given, [])
+    case = beside.Case(torch.nn.Linear(6, 2), data, data, torch.nn.functional.cross_entropy, [], "lds", None)
+    assert "BM25" in {name for name in ("BM25",) if beside.BASELINES[name].when(case)}
+    scores = beside.BASELINES["BM25"].function(case, [])
     assert scores.shape == (12, 12) and scores.argmax(0).tolist() == list(range(12))
-    assert not beside.BASELINES["BM25"].when(given._replace(test=None))
-    assert not beside.BASELINES["BM25"].when(given._replace(train=[(torch.zeros(6), 0)]))
+    assert not beside.BASELINES["BM25"].when(case._replace(test=None))
+    assert not beside.BASELINES["BM25"].when(case._replace(train=[(torch.zeros(6), 0)]))
 
 
 @pytest.fixture(scope="module")

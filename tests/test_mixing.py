@@ -116,7 +116,7 @@ def test_links_are_not_followed(overwrite, tmp_path):
     shutil.rmtree(tmp_path / "run" / "0")
     (tmp_path / "run" / "0").symlink_to(elsewhere)
     before = files(elsewhere)
-    with pytest.raises(ValueError, match="0 is a link to another folder"):
+    with pytest.raises(ValueError, match="0 is a link, and links are not followed"):
         retrain_lds(train, make_loader(), tmp_path / "run", seed=0, overwrite=overwrite, **SMALL)
     assert files(elsewhere) == before
 

@@ -37,7 +37,7 @@ def test_reference_tokens(tmp_path, case):
         assert music.read_midi(opened) == case["tokens"]
     piano = pretty_midi.PrettyMIDI(str(file)).instruments[0]
     controls = [control for control in piano.control_changes if control.number == 64]
-    assert music.note_tokens(piano.notes, controls) == case["tokens"]
+    assert music.encode(music.sustained(piano.notes, music.pedals(controls))) == case["tokens"]
 
 
 @pytest.mark.parametrize("damage", [lambda content: content[:-10], lambda content: content[:9], lambda _: b"no music"])

@@ -608,6 +608,6 @@ def test_banks_that_are_links_are_not_followed(bank, tmp_path):
     (path / bank).symlink_to(elsewhere)
     before = files(elsewhere)
     for overwrite in (False, True):
-        with pytest.raises(ValueError, match=f"{bank} is a link to another folder"):
+        with pytest.raises(ValueError, match=f"{bank} is a link, and links are not followed"):
             removal_test(*arguments, overwrite=overwrite, **FOUR)
     assert files(elsewhere) == before

@@ -624,23 +624,23 @@ _LIKENESS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
 
 def _represented(model: nn.Module, dataset: Any, layer: str | None) -> Iterator[torch.Tensor]:
     """Inputs of a layer for each batch, flattened."""
-    given: list[Any] = []
+    caught: list[Any] = []
 
     def keep(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         last = next(iter((*args, *named.values())), None)
-        given[:] = [last.clone() if isinstance(last, torch.Tensor) else last]  # the layer may change it in place
+        caught[:] = [last.clone() if isinstance(last, torch.Tensor) else last]  # the layer may change it in place
 
     hooks = [part.register_forward_pre_hook(keep, with_kwargs=True) for part in _layers(model, layer)]
     device = next((part.device for part in model.parameters()), torch.device("cpu"))
     try:
         for batch in DataLoader(not_empty(dataset), batch_size=256, generator=torch.Generator()):
             inputs, _ = pair_of(batch, num_tensors=1)  # labels are ignored
-            given.clear()
+            caught.clear()
             with torch.no_grad():
                 model(inputs.to(device))
-            if not given or not isinstance(given[0], torch.Tensor):
+            if not caught or not isinstance(caught[0], torch.Tensor):
                 raise ValueError("layer: it was not called with a tensor; name another module of the model")
-            yield given[0].flatten(1)
+            yield caught[0].flatten(1)
     finally:
         for hook in hooks:
             hook.remove()
@@ -651,10 +651,10 @@ def _layers(model: nn.Module, layer: str | None) -> list[nn.Module]:
     named = dict(model.named_modules())
     if layer is not None and layer not in named:
         raise ValueError(f"layer: there is no module {layer!r}; expected one of {', '.join(filter(None, named))}")
-    found = [named[layer]] if layer is not None else [part for part in named.values() if isinstance(part, nn.Linear)]
-    if not found:
+    chosen = [named[layer]] if layer is not None else [part for part in named.values() if isinstance(part, nn.Linear)]
+    if not chosen:
         raise ValueError("layer: the model has no torch.nn.Linear; name the module whose inputs to compare")
-    return found
+    return chosen
 
 # %% ../../nbs/benchmark/16_baselines.ipynb #a5804c9e
 def bm25(

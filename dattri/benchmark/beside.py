@@ -21,6 +21,7 @@ from dattri.benchmark.baselines import (
     bm25, gradient_cosine, gradient_dot, influence_function, representation_similarity, tracin, trak,
 )
 from .datamodel import linear_datamodel
+from ..metric.kinds import KINDS
 from .load import samples_of
 from ..model_util.checkpoint import load_checkpoint
 
@@ -28,7 +29,7 @@ from ..model_util.checkpoint import load_checkpoint
 __all__ = []
 
 # %% ../../nbs/benchmark/20_beside.ipynb #d4c40744
-class Given(NamedTuple):
+class Case(NamedTuple):
     """The input of baselines: a trained model, samples (no tests for mislabel), a loss, and the ground truth."""
 
     model: nn.Module
@@ -40,14 +41,14 @@ class Given(NamedTuple):
     truth: Any
 
     @classmethod
-    def of(cls, attributes: Mapping[str, Any], metric: str, truth: Any) -> Given:
+    def of(cls, attributes: Mapping[str, Any], metric: str, truth: Any) -> Case:
         """From the results of `load_benchmark`."""
         model, checkpoints, target = (attributes[name] for name in ("model", "models_full", "target_func"))
         model = copy.deepcopy(model)  # methods may change the original
         model.load_state_dict(load_checkpoint(Path(checkpoints[0])))
         device = getattr(target, "device", None)
         train, test = (samples_of(attributes, part) for part in ("train", "test"))
-        model, tests = model if device is None else model.to(device), None if metric == "mislabel" else test
+        model, tests = model if device is None else model.to(device), None if KINDS[metric].is_own else test
         return cls(model, train, tests, _loss(target), checkpoints, metric, truth)
 
     @property
@@ -83,10 +84,10 @@ def _loss(target: Any) -> Callable:
 class Baseline(NamedTuple):
     """A function of the input and checkpoints, the most checkpoints it takes, its cost, and when it applies."""
 
-    function: Callable[[Given, list[str]], Any]
+    function: Callable[[Case, list[str]], Any]
     most: int
-    work: Callable[[Given], int]
-    when: Callable[[Given], bool]
+    work: Callable[[Case], int]
+    when: Callable[[Case], bool]
 
 # %% ../../nbs/benchmark/20_beside.ipynb #a1ac11f7
 _MOST_WORK = {"cpu": 2 * 10**12, "cuda": 2 * 10**14}
@@ -97,118 +98,118 @@ class Beside:
     """A baseline as a method of a leaderboard."""
 
     baseline: Baseline
-    given: Given
+    case: Case
 
     @property
     def num_checkpoints(self) -> int | None:
         """Number of models that it uses, if any."""
-        return min(self.baseline.most, len(self.given.checkpoints)) or None
+        return min(self.baseline.most, len(self.case.checkpoints)) or None
 
     def __call__(self, attributes: Any, metric: Any) -> Any:  # noqa: ARG002
         """Scores; `ValueError` if they would take many hours."""
-        given, number = self.given, self.num_checkpoints or 0
-        work, most = self.baseline.work(given) * max(number, 1), _MOST_WORK.get(given.device.type, _MOST_WORK["cpu"])
+        case, number = self.case, self.num_checkpoints or 0
+        work, most = self.baseline.work(case) * max(number, 1), _MOST_WORK.get(case.device.type, _MOST_WORK["cpu"])
         if work > most:
             raise ValueError(
                 f"it would compute about {work:.0e} numbers, but the limit on this device is {most:.0e}; evaluate with "
                 "device='cuda', or call the baseline yourself and pass its scores"
             )
-        return self.baseline.function(given, given.checkpoints[:number])
+        return self.baseline.function(case, case.checkpoints[:number])
 
 # %% ../../nbs/benchmark/20_beside.ipynb #ffcf868b
-def _is_classifier(given: Given) -> bool:
+def _is_classifier(case: Case) -> bool:
     """Whether the model returns logits and each label is one class number."""
-    inputs, label = given.train[0]
+    inputs, label = case.train[0]
     with torch.no_grad():
-        said = given.model(torch.as_tensor(inputs)[None].to(given.device))
+        said = case.model(torch.as_tensor(inputs)[None].to(case.device))
     return getattr(said, "ndim", 0) == 2 and said.shape[1] > 1 and torch.as_tensor(label).ndim == 0
 
 
-def _is_text(given: Given) -> bool:
+def _is_text(case: Case) -> bool:
     """Whether inputs are sequences of integer tokens, and test samples exist."""
-    inputs = given.train[0][0]
+    inputs = case.train[0][0]
     numbers = isinstance(inputs, torch.Tensor) and inputs.ndim == 1 and not inputs.is_floating_point()
-    return numbers and _has_tests(given)
+    return numbers and _has_tests(case)
 
 
-def _has_tests(given: Given) -> bool:
+def _has_tests(case: Case) -> bool:
     """Whether test samples exist, so that scores are not self-attribution."""
-    return given.test is not None
+    return case.test is not None
 
 
-def _has_hidden(given: Given) -> bool:
+def _has_hidden(case: Case) -> bool:
     """Whether the model has a linear layer whose inputs can be compared."""
-    return _has_tests(given) and any(isinstance(part, nn.Linear) for part in given.model.modules())
+    return _has_tests(case) and any(isinstance(part, nn.Linear) for part in case.model.modules())
 
 
-def _is_lds(given: Given) -> bool:
+def _has_subsets(case: Case) -> bool:
     """Whether the ground truth has subsets to fit to."""
-    return given.metric == "lds"
+    return KINDS[case.metric].of_subsets
 
 
-def _always(given: Given) -> bool:  # noqa: ARG001
+def _always(case: Case) -> bool:  # noqa: ARG001
     """Applies to every benchmark."""
     return True
 
 # %% ../../nbs/benchmark/20_beside.ipynb #3b720112
-def _of_gradients(given: Given) -> int:
+def _of_gradients(case: Case) -> int:
     """Numbers in the gradients of training samples, times the passes over them, for one model."""
-    held = max(1, given.max_bytes // (16 * given.size()))
-    rounds = 1 if given.test is None else math.ceil(len(given.test) / held)
-    return rounds * len(given.train) * given.size()
+    held = max(1, case.max_bytes // (16 * case.size()))
+    rounds = 1 if case.test is None else math.ceil(len(case.test) / held)
+    return rounds * len(case.train) * case.size()
 
 
-def _of_curvature(given: Given) -> int:
+def _of_curvature(case: Case) -> int:
     """Numbers in products with the curvature: one product per row of the matrix, or about 50 per sample."""
-    count, samples = given.size(), len(given.train if given.test is None else given.test)
-    return len(given.train) * count * (count if count <= 20_000 else 50 * samples)
+    count, samples = case.size(), len(case.train if case.test is None else case.test)
+    return len(case.train) * count * (count if count <= 20_000 else 50 * samples)
 
 
-def _of_projections(given: Given) -> int:
+def _of_projections(case: Case) -> int:
     """Numbers in gradients, times 16 for the cost of the projection."""
-    return 16 * len(given.train) * given.size()
+    return 16 * len(case.train) * case.size()
 
 
-def _nothing(given: Given) -> int:  # noqa: ARG001
+def _nothing(case: Case) -> int:  # noqa: ARG001
     """A negligible cost."""
     return 0
 
 # %% ../../nbs/benchmark/20_beside.ipynb #aeb6ff06
-def _with_gradients(function: Callable, given: Given, checkpoints: list[str]) -> torch.Tensor:  # noqa: ARG001
+def _with_gradients(function: Callable, case: Case, checkpoints: list[str]) -> torch.Tensor:  # noqa: ARG001
     """Scores from gradients of the first model."""
-    return function(given.model, given.train, given.test, **given.options)
+    return function(case.model, case.train, case.test, **case.options)
 
 
-def _tracin(given: Given, checkpoints: list[str]) -> torch.Tensor:
+def _tracin(case: Case, checkpoints: list[str]) -> torch.Tensor:
     """TracIn over all full models."""
-    return tracin(given.model, checkpoints, given.train, given.test, **given.options)
+    return tracin(case.model, checkpoints, case.train, case.test, **case.options)
 
 
-def _trak(given: Given, checkpoints: list[str]) -> torch.Tensor:
+def _trak(case: Case, checkpoints: list[str]) -> torch.Tensor:
     """TRAK over all full models, or one."""
-    return trak(given.model, checkpoints, given.train, given.test, max_bytes=given.max_bytes)
+    return trak(case.model, checkpoints, case.train, case.test, max_bytes=case.max_bytes)
 
 
-def _representations(given: Given, checkpoints: list[str]) -> torch.Tensor:  # noqa: ARG001
+def _representations(case: Case, checkpoints: list[str]) -> torch.Tensor:  # noqa: ARG001
     """Cosines of the inputs of the first model's last linear layer."""
-    return representation_similarity(given.model, given.train, given.test)
+    return representation_similarity(case.model, case.train, case.test)
 
 
-def _texts(given: Given, checkpoints: list[str]) -> torch.Tensor:  # noqa: ARG001
+def _texts(case: Case, checkpoints: list[str]) -> torch.Tensor:  # noqa: ARG001
     """BM25 of the tokens."""
-    parts: list[Any] = [given.train, given.test]
+    parts: list[Any] = [case.train, case.test]
     train, test = ([part[place][0] for place in range(len(part))] for part in parts)
     return bm25(train, test)
 
 
-def _datamodel(given: Given, checkpoints: list[str]) -> Any:  # noqa: ARG001
+def _datamodel(case: Case, checkpoints: list[str]) -> Any:  # noqa: ARG001
     """Out-of-fold predictions of the linear datamodel."""
-    return linear_datamodel(given.truth, num_train=len(given.train)).predictions
+    return linear_datamodel(case.truth, num_train=len(case.train)).predictions
 
 
-def _random(given: Given, checkpoints: list[str]) -> torch.Tensor:  # noqa: ARG001
+def _random(case: Case, checkpoints: list[str]) -> torch.Tensor:  # noqa: ARG001
     """Random scores."""
-    return random_scores(given.model, given.train, given.test)
+    return random_scores(case.model, case.train, case.test)
 
 
 def random_scores(model: nn.Module, train: Any, test: Any = None) -> torch.Tensor:  # noqa: ARG001
@@ -227,7 +228,7 @@ BASELINES = {
     "gradient cosine": Baseline(partial(_with_gradients, gradient_cosine), 1, _of_gradients, _has_tests),
     "representation similarity": Baseline(_representations, 1, _nothing, _has_hidden),
     "BM25": Baseline(_texts, 0, _nothing, _is_text),
-    "linear datamodel": Baseline(_datamodel, 0, _nothing, _is_lds),
+    "linear datamodel": Baseline(_datamodel, 0, _nothing, _has_subsets),
     "random": Baseline(_random, 0, _nothing, _always),
 }
 SIMPLE = ("gradient dot product", "random")

@@ -115,7 +115,8 @@ def build_benchmark(
             f"setting: expected a Setting, got {type(setting).__name__}; find_setting(model, dataset) returns one"
         )
     check_n_jobs(n_jobs)
-    asked = _find_metrics(setting, setting.metrics if metrics is None else metrics)
+    names = setting.metrics if metrics is None else metrics
+    asked = [setting.metric(name) for name in (names if isinstance(names, (list, tuple)) and names else [names])]
     workspace = Workspace.open(setting.to(device), path, data)
     with alone(workspace.folder):
         if overwrite:
@@ -128,11 +129,6 @@ def build_benchmark(
             )
         build_into(workspace, asked, n_jobs=n_jobs)
     return workspace.folder
-
-
-def _find_metrics(setting: Setting, names: Sequence[str]) -> list[Metric]:
-    """The metrics with these names; `ValueError` naming an unknown one and the setting's metrics."""
-    return [setting.metric(name) for name in (names if isinstance(names, (list, tuple)) and names else [names])]
 
 # %% ../../nbs/benchmark/13_build.ipynb #ab67b6ee
 def build_into(workspace: Workspace, asked: Sequence[Metric], *, n_jobs: int | None) -> None:
@@ -153,8 +149,8 @@ def build_into(workspace: Workspace, asked: Sequence[Metric], *, n_jobs: int | N
             if group == "half":  # before the many models of the ground truth
                 checks += check_models(workspace, untrained)
                 _require(workspace, checks)
-        tensors = {metric: metric.compute(*workspace.inputs(metric), n_jobs) for metric in metrics}
-    checks += [check for metric in metrics for check in metric.check(*workspace.inputs(metric), tensors[metric])]
+        tensors = {metric: metric.compute(workspace, n_jobs) for metric in metrics}
+    checks += [check for metric in metrics for check in metric.check(tensors[metric])]
     _require(workspace, checks)
     (workspace.folder / MANIFEST).unlink(missing_ok=True)  # until everything that it lists is written
     names = [name for group in attributed for name in _files_of(workspace, group)]

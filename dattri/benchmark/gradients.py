@@ -173,7 +173,7 @@ def products(
     -------
     tensor, shape (num_train, num_test), or (num_train,) without test samples
     """
-    on_test, on_train = on_test or _same, on_train or _same
+    on_test, on_train = on_test or nn.Identity(), on_train or nn.Identity()
     if test is None:
         return torch.cat([(on_train(block) * on_test(block)).sum(1) for block in gradients(flat, train)])
     columns = []
@@ -182,11 +182,6 @@ def products(
         held = on_test(torch.cat([*gradients(flat, Subset(test, rows))])).T
         columns.append(torch.cat([on_train(block) @ held for block in gradients(flat, train)]))
     return torch.cat(columns, 1)
-
-
-def _same(block: torch.Tensor) -> torch.Tensor:
-    """The block unchanged."""
-    return block
 
 # %% ../../nbs/benchmark/18_gradients.ipynb #da215fcd
 def curvature_products(flat: FlatModel, dataset: Any, kind: str) -> Map:
@@ -288,7 +283,7 @@ def solve_by_matrix(times: Map, damping: float, like: torch.Tensor) -> Map:
     return lambda right: torch.cholesky_solve(right.T.to(wide), factor).T.to(right.dtype)
 
 # %% ../../nbs/benchmark/18_gradients.ipynb #0492be76
-_UNIT = 1024  # rows of a projection that share a seed
+_SEED_ROWS = 1024  # rows of a projection that share a seed
 
 
 class Projection:
@@ -307,9 +302,9 @@ class Projection:
     def __init__(self, flat: FlatModel, dim: int, seed: int) -> None:
         self.vector, self.dim, self.seed = flat.vector, dim, seed
         count, size = len(flat.vector), flat.vector.element_size()
-        self.starts = range(0, count, _UNIT) if count > dim else range(0)
+        self.starts = range(0, count, _SEED_ROWS) if count > dim else range(0)
         fits = count * dim * size <= flat.max_bytes // 4
-        self.kept = [self._unit(start) for start in self.starts] if fits else []
+        self.kept = [self._rows_from(start) for start in self.starts] if fits else []
 
     def __call__(self, block: torch.Tensor) -> torch.Tensor:
         """Projected vectors, one per row."""
@@ -317,14 +312,14 @@ class Projection:
             return block
         total = block.new_zeros(len(block), self.dim)
         for number, start in enumerate(self.starts):
-            unit = self.kept[number] if self.kept else self._unit(start)
-            total += block[:, start : start + _UNIT] @ unit
+            rows = self.kept[number] if self.kept else self._rows_from(start)
+            total += block[:, start : start + _SEED_ROWS] @ rows
         return total
 
-    def _unit(self, start: int) -> torch.Tensor:
+    def _rows_from(self, start: int) -> torch.Tensor:
         """One block of rows of the matrix."""
-        rows = min(_UNIT, len(self.vector) - start)
-        source = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(start // _UNIT,)))
+        rows = min(_SEED_ROWS, len(self.vector) - start)
+        source = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(start // _SEED_ROWS,)))
         bits = np.unpackbits(np.frombuffer(source.bytes(math.ceil(rows * self.dim / 8)), np.uint8))
         signs = torch.from_numpy(bits[: rows * self.dim]).view(rows, self.dim).to(self.vector)
         return (2 * signs - 1) / math.sqrt(self.dim)
@@ -339,8 +334,8 @@ def at_checkpoints(model: nn.Module, checkpoints: Sequence[Any]) -> Iterator[nn.
     if not checkpoints:
         raise ValueError("checkpoints: expected at least one, got an empty list")
     own = copy.deepcopy(model)
-    for number, given in enumerate(checkpoints):
-        state = load_checkpoint(Path(given)) if isinstance(given, (str, os.PathLike)) else given
+    for number, checkpoint in enumerate(checkpoints):
+        state = load_checkpoint(Path(checkpoint)) if isinstance(checkpoint, (str, os.PathLike)) else checkpoint
         if not isinstance(state, Mapping):
             raise TypeError(f"checkpoints: expected files or state dicts, number {number} is {type(state).__name__}")
         try:

@@ -5,6 +5,7 @@
 # %% ../../nbs/benchmark/10_groups.ipynb #ad0d0fb3
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,16 +54,18 @@ class ModelGroup:
 
     def num_models(self, setting: Setting) -> int:
         """Number of its models in a setting."""
-        return (getattr(setting, self.count) or setting.train_size) * (getattr(setting, self.runs) if self.runs else 1)
+        return math.prod(self._sizes(setting))
+
+    def _sizes(self, setting: Setting) -> tuple[int, int]:
+        """Numbers of subsets or removed samples, and of runs."""
+        return getattr(setting, self.count) or setting.train_size, getattr(setting, self.runs) if self.runs else 1
 
     def retrain(
         self, setting: Setting, dataloader: DataLoader, path: Path, *, partition: tuple[int, int] | None,
         n_jobs: int | None, overwrite: bool,
     ) -> None:
         """Train the models of a setting, or a part of them, into a directory."""
-        total, runs = (
-            getattr(setting, self.count) or setting.train_size, getattr(setting, self.runs) if self.runs else 1,
-        )
+        total, runs = self._sizes(setting)
         retrain: Callable[..., None]
         if self.ratio is None:
             removed = np.linspace(0, setting.train_size - 1, total).round().astype(int).tolist()

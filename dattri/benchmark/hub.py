@@ -203,9 +203,9 @@ def published(api: Any, repo_id: str, pattern: str) -> dict[str, Manifest]:
     """Manifests in a repository, by the text that a pattern's group matches; unreadable ones are omitted."""
     manifests = {}
     for name in api.list_repo_files(repo_id, repo_type="dataset"):
-        if found := re.fullmatch(pattern, name):
+        if match := re.fullmatch(pattern, name):
             try:
-                manifests[found[1]] = parse_manifest(Path(api.hf_hub_download(repo_id, name, repo_type="dataset")))
+                manifests[match[1]] = parse_manifest(Path(api.hf_hub_download(repo_id, name, repo_type="dataset")))
             except ValueError:
                 continue
     return manifests

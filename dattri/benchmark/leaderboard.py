@@ -26,17 +26,17 @@ import numpy as np
 import torch
 from torch.utils.data import TensorDataset
 
-from .beside import BASELINES, SIMPLE, Baseline, Given
+from .beside import BASELINES, SIMPLE, Baseline, Case
 from .load import load_setting
 from .settings import Setting, find_setting
 from ..metric import lds_ceiling
-from ..metric.correlation import Predictions, lds, loo_corr
+from ..metric.correlation import Predictions
 from ..metric.display import as_html, as_text
 from ..metric.files import read_scores
 from ..metric.ground_truth import Targets, as_pair
 from ..metric.inputs import as_real_tensor
-from ..metric.kinds import KINDS, kind_of
-from ..metric.orientation import check_orientation, metric_of
+from ..metric.kinds import KINDS, kind_of, metric_of
+from ..metric.orientation import check_orientation
 from ..metric.report import check_rows
 from ..metric.scores import is_blocks
 from ..model_util.checkpoint import atomic_write, read_bounded
@@ -117,7 +117,7 @@ class Leaderboard:
         notes = [f"{row.method}: {row.error}" for row in rows if row.error]
         notes += [_PARTLY.format(row.method, row.num_undefined) for row in rows if row.num_undefined]
         notes += [_OUTSIDE.format(", ".join(outside))] * bool(outside)
-        return [_one_line(note) for note in notes]
+        return [one_line(note) for note in notes]
 
     def __repr__(self) -> str:
         tables = ("\n".join([as_text(cells), *self._notes(metric)]) for metric, cells in self._tables().items())
@@ -200,14 +200,9 @@ _OUTSIDE = "outside its interval: {}; a correlation over few models is biased, a
 _HEAD = ("value", "95% interval", "left out", "of ceiling", "behind the best", "checkpoints", "seconds")
 
 
-def _one_line(text: str) -> str:
-    """Text without line breaks and control characters, which would break tables and reach the terminal."""
-    return " ".join("".join(mark if mark.isprintable() else " " for mark in text).split())
-
-
 def _cells(row: LeaderboardRow) -> list[str]:
     """A row as text."""
-    method = _one_line(row.method)
+    method = one_line(row.method)
     if row.error:
         return [method, "none", *[""] * (len(_HEAD) - 1)]
     behind = f"{row.difference:.3f} [{row.difference_low:.3f}, {row.difference_high:.3f}]" if row.difference else "best"
@@ -290,6 +285,11 @@ def _as_csv(board: Leaderboard) -> str:
     writer.writerow(LeaderboardRow._fields)
     writer.writerows(board.rows)
     return text.getvalue()
+
+# %% ../../nbs/benchmark/17_leaderboard.ipynb #new_one_line
+def one_line(text: str) -> str:
+    """Text without line breaks and control characters, which would break tables and reach the terminal."""
+    return " ".join("".join(mark if mark.isprintable() else " " for mark in text).split())
 
 # %% ../../nbs/benchmark/17_leaderboard.ipynb #new_with_null
 def with_null(row: Any) -> dict[str, Any]:
@@ -405,14 +405,14 @@ def evaluate(
     runs: dict[tuple[str, bool], _Scored] = {}
     for metric in asked:
         attributes, truth = load_setting(setting, metric, download_path, device=device, n_jobs=n_jobs)
-        applying = Given.of(attributes, metric, truth).applying(beside) if beside else {}
-        found = {}
+        applying = Case.of(attributes, metric, truth).applying(beside) if beside else {}
+        methods = {}
         for name, entry in {**scores, **applying}.items():
-            key = (name, metric == "mislabel")
+            key = (name, KINDS[metric].is_own)
             if key not in runs or isinstance(entry, Mapping):
                 runs[key] = _scored(entry, attributes, metric)
-            found[name] = runs[key]
-        rows += _judged(found, metric, truth, attributes["targets"], len(attributes["train_sampler"]))
+            methods[name] = runs[key]
+        rows += _judged(methods, metric, truth, attributes["targets"], len(attributes["train_sampler"]))
     return Leaderboard(tuple(rows), f"{setting.model} on {setting.dataset}")
 
 # %% ../../nbs/benchmark/17_leaderboard.ipynb #new_setting_of
@@ -431,9 +431,9 @@ def requested_baselines(scores: Mapping[str, Any], baselines: bool | str) -> dic
     """The requested baselines; an error if methods are not named, or named like a baseline."""
     if not isinstance(scores, Mapping):
         raise TypeError(f"scores: expected a dict of methods by name, got {type(scores).__name__}")
-    if unnamed := [name for name in scores if not isinstance(name, str) or not _one_line(name)]:
+    if unnamed := [name for name in scores if not isinstance(name, str) or not one_line(name)]:
         raise TypeError(f"scores: expected names as keys, printable text, got {unnamed[0]!r}")
-    shown = [_one_line(name) for name in scores]
+    shown = [one_line(name) for name in scores]
     if twice := [name for name in shown if shown.count(name) > 1]:
         raise ValueError(f"scores: {twice[0]!r} would be shown for {shown.count(twice[0])} methods; use other names")
     if not isinstance(baselines, bool) and baselines != "all":
@@ -456,16 +456,15 @@ class _Scored(NamedTuple):
 def _scored(entry: Any, attributes: dict[str, Any], metric: str) -> _Scored:
     """Scores of a method, whatever it was given as."""
     if isinstance(entry, Mapping):
-        there = ", ".join(map(repr, entry)) or "none"
-        lacks = _Scored(error=f"no scores for {metric!r}, only for {there}")
+        lacks = _Scored(error=f"no scores for {metric!r}, only for {', '.join(map(repr, entry)) or 'none'}")
         return _scored(entry[metric], attributes, metric) if metric in entry else lacks
     models = getattr(entry, "num_checkpoints", None)
     try:
         entry = read_scores(entry) if isinstance(entry, (str, os.PathLike)) else entry
         if not callable(entry):
-            given = _readable(entry)
-            whole = metric == "mislabel" and len(getattr(given, "shape", (0, 0))) > 1
-            return _Scored(error="no self-attribution was given") if whole else _Scored(given)
+            scores = _readable(entry)
+            whole = KINDS[metric].is_own and len(getattr(scores, "shape", (0, 0))) > 1
+            return _Scored(error="no self-attribution was given") if whole else _Scored(scores)
         if not attributes:
             raise TypeError("a function gets the models of a benchmark; for your own ground truth, pass its scores")
         return _timed(partial(entry, _own(attributes), metric), models)
@@ -499,7 +498,7 @@ def _readable(scores: Any) -> Any:
 def _kept_settings() -> Iterator[None]:
     """Restore the settings that a method may change, so that they do not affect the next one."""
     before = [read() for read, _ in _SETTINGS]
-    hooks = {name: dict(found) for name, found in _hooks().items()}
+    hooks = {name: dict(table) for name, table in _hooks().items()}
     try:
         with torch.set_grad_enabled(torch.is_grad_enabled()), warnings.catch_warnings(), np.errstate():
             yield
@@ -507,10 +506,10 @@ def _kept_settings() -> Iterator[None]:
         for (read, write), value in zip(_SETTINGS, before, strict=True):
             if read() != value:
                 write(value)
-        for name, found in _hooks().items():
-            if found != hooks[name]:
-                found.clear()
-                found.update(hooks[name])
+        for name, table in _hooks().items():
+            if table != hooks[name]:
+                table.clear()
+                table.update(hooks[name])
 
 
 def _folder() -> Path | None:
@@ -544,7 +543,7 @@ _SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
 def _hooks() -> dict[str, dict[Any, Any]]:
     """Torch's global module hooks, which it offers functions to add and remove but not to list."""
     named = vars(torch.nn.modules.module).items()
-    return {name: found for name, found in named if name.startswith("_global_") and isinstance(found, dict)}
+    return {name: table for name, table in named if name.startswith("_global_") and isinstance(table, dict)}
 
 
 def _own(attributes: dict[str, Any]) -> dict[str, Any]:
@@ -568,15 +567,15 @@ _LONGEST = 600  # characters of an error
 
 # %% ../../nbs/benchmark/17_leaderboard.ipynb #e36b256b
 def _judged(
-    found: Mapping[str, _Scored], metric: str, truth: Any, targets: Any, num_train: int | None = None
+    methods: Mapping[str, _Scored], metric: str, truth: Any, targets: Any, num_train: int | None = None
 ) -> list[LeaderboardRow]:
     """Rows of all methods for a metric, the best first."""
-    ceiling = lds_ceiling(targets).mean if metric == "lds" and targets is not None else math.nan
-    rows = [_row(name, scored, metric, truth, ceiling, num_train) for name, scored in found.items()]
+    ceiling = math.nan if targets is None else lds_ceiling(targets).mean
+    rows = [_row(name, scored, metric, truth, ceiling, num_train) for name, scored in methods.items()]
     rows.sort(key=lambda row: -math.inf if math.isnan(row.value) else row.value, reverse=True)
     if not rows or math.isnan(rows[0].value):
         return rows
-    return [_behind(rows[0].method, row, found, truth) for row in rows]
+    return [_behind(rows[0].method, row, methods, truth) for row in rows]
 
 
 def _row(
@@ -607,9 +606,9 @@ def _row(
 
 def _check_kind(scores: Any, metric: str, truth: Any) -> None:
     """`ValueError` for predictions or a matrix where the metric needs something else."""
-    if isinstance(scores, Predictions) and metric != "lds":
+    if isinstance(scores, Predictions) and not KINDS[metric].of_subsets:
         raise ValueError("predictions are of subsets, which only the LDS uses")
-    if metric == "mislabel" and len(getattr(scores, "shape", (0,))) != 1:
+    if KINDS[metric].is_own and len(getattr(scores, "shape", (0,))) != 1:
         raise ValueError(
             f"expected one number per training sample, self-attribution of shape ({len(truth)},), got shape "
             f"{tuple(scores.shape)}; a function called with metric='mislabel' returns self-attribution"
@@ -624,21 +623,22 @@ def _check_train(scores: Any, num_train: int | None) -> None:
 
 def _num_undefined(scores: Any, metric: str, truth: Any) -> int:
     """Number of test samples for which a correlation is undefined."""
-    if metric == "mislabel":
+    each = KINDS[metric].each
+    if each is None:
         return 0
     with warnings.catch_warnings():  # a note reports them
         warnings.filterwarnings("ignore", ".* correlations are nan")
-        return int((lds if metric == "lds" else loo_corr)(scores, truth).correlation.isnan().sum())
+        return int(each(scores, truth).correlation.isnan().sum())
 
 
-def _behind(best: str, row: LeaderboardRow, found: Mapping[str, _Scored], truth: Any) -> LeaderboardRow:
+def _behind(best: str, row: LeaderboardRow, methods: Mapping[str, _Scored], truth: Any) -> LeaderboardRow:
     """A row with its paired difference from the best method."""
     if math.isnan(row.value):
         return row
     if row.method == best:
         sure_to_be_wrong = row.high < KINDS[row.metric].chance
         return row._replace(difference=0.0, difference_low=0.0, difference_high=0.0, is_best=not sure_to_be_wrong)
-    difference, low, high, _ = KINDS[row.metric].compare(found[best].scores, found[row.method].scores, truth)
+    difference, low, high, _ = KINDS[row.metric].compare(methods[best].scores, methods[row.method].scores, truth)
     return row._replace(difference=difference, difference_low=low, difference_high=high, is_best=not low > 0)
 
 # %% ../../nbs/benchmark/17_leaderboard.ipynb #newown2
@@ -664,12 +664,12 @@ def _on_own_truth(
     metric = metric_of(truth, None)
     for name in metrics or ():
         metric_of(truth, name)
-    truth = _vector_of(truth) if metric == "mislabel" else as_pair("benchmark", truth)
+    truth = _vector_of(truth) if KINDS[metric].is_own else as_pair("benchmark", truth)
     targets = truth if isinstance(truth, Targets) else None
     truth = truth if targets is None else targets.ground_truth()
-    found = {name: _scored(entry, {}, metric) for name, entry in scores.items()}
+    methods = {name: _scored(entry, {}, metric) for name, entry in scores.items()}
     return Leaderboard(
-        tuple(_judged(found | _without_model(found, metric, truth, beside), metric, truth, targets)),
+        tuple(_judged(methods | _without_model(methods, metric, truth, beside), metric, truth, targets)),
         "your ground truth",
     )
 
@@ -686,15 +686,15 @@ def _vector_of(truth: Any) -> torch.Tensor:
 
 
 def _without_model(
-    found: Mapping[str, _Scored], metric: str, truth: Any, beside: Mapping[str, Baseline]
+    methods: Mapping[str, _Scored], metric: str, truth: Any, beside: Mapping[str, Baseline]
 ) -> dict[str, _Scored]:
     """The baselines that need no model, for as many training samples as the methods' scores have."""
-    tests = None if metric == "mislabel" else range(truth[0].shape[1])
-    shapes = [tuple(getattr(each.scores, "shape", ())) for each in found.values()]
+    tests = None if KINDS[metric].is_own else range(truth[0].shape[1])
+    shapes = [tuple(getattr(each.scores, "shape", ())) for each in methods.values()]
     fitting = [shape for shape in shapes if shape and shape[1:] == (() if tests is None else (len(tests),))]
     if not fitting:
         return {}
     rows: Any = range(fitting[0][0])
-    given = Given(cast(Any, None), rows, cast(Any, tests), len, [], metric, truth)
-    applying = {name: one for name, one in beside.items() if name in _WITHOUT_MODEL and one.when(given)}
-    return {name: _timed(partial(one.function, given, [])) for name, one in applying.items()}
+    case = Case(cast(Any, None), rows, cast(Any, tests), len, [], metric, truth)
+    applying = {name: one for name, one in beside.items() if name in _WITHOUT_MODEL and one.when(case)}
+    return {name: _timed(partial(one.function, case, [])) for name, one in applying.items()}

@@ -216,7 +216,7 @@ def load_setting(
 def _attributes(workspace: Workspace, metric: Metric, tensors: dict[str, torch.Tensor]) -> Attributes:
     """The first result of `load_benchmark`."""
     setting = workspace.setting
-    data = metric.training_data(setting, workspace.data, tensors)
+    data = metric.training_data(workspace, tensors)
     train_sampler, test_sampler = setting.samplers()
     models = {f"models_{kind}": [*map(str, workspace.checkpoints(group))] for kind, group in metric.models.items()}
     parts = {
@@ -257,15 +257,8 @@ class Attributes(Table, dict[str, Any]):
             ["checkpoints", "; ".join(models)],
             ["files", shown_path(self.folder)],
             ["parts", ", ".join(self)],
-            ["next", _NEXT[self.metric].format(*numbers)],
+            ["next", METRICS[self.metric].next_call.format(*numbers)],
         ]
-
-
-_NEXT = {
-    "lds": "lds(score, ground_truth), with a score of shape ({}, {})",
-    "loo": "loo_corr(score, ground_truth), with a score of shape ({}, {})",
-    "mislabel": "mislabel_detection_auc(self_attribution, ground_truth), with self-attribution of shape ({},)",
-}
 
 # %% ../../nbs/benchmark/14_load.ipynb #dd83450f
 class _Pair(NamedTuple):
@@ -382,7 +375,7 @@ def _fetch_tensors(workspace: Workspace, metric: Metric, repository: _Repository
     extra = [what for what in metric.extra if tensor_name(metric.name, what) in listed]
     files |= {what: repository(f"{name}/{tensor_name(metric.name, what)}") for what in extra}
     tensors = {what: _read_tensor(file) for what, file in files.items()}
-    check_truth(metric, workspace.setting, workspace.data, tensors, files["indices"].parent)
+    check_truth(metric, workspace, tensors, files["indices"].parent)
     for what, tensor in tensors.items():
         atomic_write(folder / f"{what}_{metric.name}.pt", to_bytes(tensor))
     return {tensor_name(metric.name, what): file_hash(file) for what, file in files.items()}

@@ -45,6 +45,10 @@ class Metric:
         Group of models retrained for its ground truth.
     options : tuple of str
         Fields of a `Setting` that matter only for this metric.
+    data_options : tuple of str
+        Fields of a `Setting` that change the training data of the models to attribute.
+    next_call : str
+        The call that judges scores, with a place for each axis of their shape.
     """
 
     name: ClassVar[str]
@@ -53,25 +57,31 @@ class Metric:
     models: ClassVar[dict[str, str]] = {"full": "full", "half": "half"}
     retrained: ClassVar[str | None] = None
     options: ClassVar[tuple[str, ...]] = ()
+    data_options: ClassVar[tuple[str, ...]] = ()
+    next_call: ClassVar[str]
+
+    def summary(self, setting: Any) -> str:
+        """What a setting retrains or changes for the ground truth."""
+        raise NotImplementedError
 
     def check_setting(self, setting: Any) -> None:
         """`ValueError` if a setting cannot have this metric."""
 
-    def compute(self, setting: Any, data: Datasets, retrained: Path, n_jobs: int | None = None) -> Tensors:
-        """The ground truth, from the models in the directory `retrained`."""
+    def compute(self, workspace: Any, n_jobs: int | None = None) -> Tensors:
+        """The ground truth, from the retrained models of a workspace."""
         raise NotImplementedError
 
-    def check(self, setting: Any, data: Datasets, retrained: Path, tensors: Tensors) -> list[Check]:
+    def check(self, tensors: Tensors) -> list[Check]:
         """Whether the ground truth can distinguish scores."""
         raise NotImplementedError
 
-    def fits(self, setting: Any, data: Datasets, tensors: Tensors) -> bool:
+    def fits(self, workspace: Any, tensors: Tensors) -> bool:
         """Whether the values of a ground truth, possibly from elsewhere, belong to this setting and data."""
         raise NotImplementedError
 
-    def training_data(self, setting: Any, data: Datasets, tensors: Tensors) -> Datasets:  # noqa: ARG002
+    def training_data(self, workspace: Any, tensors: Tensors) -> Datasets:  # noqa: ARG002
         """Training data of the models to attribute."""
-        return data
+        return workspace.data
 
     def result(self, tensors: Tensors) -> Any:
         """The ground truth in the form used by `dattri.metric`."""
@@ -118,13 +128,13 @@ class _Retrained(Metric):
                 "correlated by chance, an interval needs 5, and 50 or more are usual"
             )
 
-    def compute(self, setting: Any, data: Datasets, retrained: Path, n_jobs: int | None = None) -> Tensors:
+    def compute(self, workspace: Any, n_jobs: int | None = None) -> Tensors:
         """Values of the target function."""
-        _, test_loader = setting.loaders(data)
-        truth = calculate_loo_ground_truth(target_of(setting), retrained, test_loader, n_jobs=n_jobs)
+        target_func, models = target_of(workspace.setting), workspace.models_path(self.retrained)
+        truth = calculate_loo_ground_truth(target_func, models, workspace.test_loader(), n_jobs=n_jobs)
         return {"indices": truth.indices, "target_values": truth.values}
 
-    def check(self, setting: Any, data: Datasets, retrained: Path, tensors: Tensors) -> list[Check]:  # noqa: ARG002
+    def check(self, tensors: Tensors) -> list[Check]:
         """Finite, varying targets, and models with distinct samples."""
         values, indices = tensors["target_values"], tensors["indices"]
         spread = values.double().std(0, correction=0)
@@ -141,10 +151,10 @@ class _Retrained(Metric):
             ),
         ]
 
-    def fits(self, setting: Any, data: Datasets, tensors: Tensors) -> bool:  # noqa: ARG002
+    def fits(self, workspace: Any, tensors: Tensors) -> bool:
         """One row of finite values for each subset of distinct positions, or for each removed sample."""
         values, indices = tensors["target_values"], tensors["indices"]
-        if indices.ndim != self.indices_ndim or values.shape != (len(indices), setting.test_size):
+        if indices.ndim != self.indices_ndim or values.shape != (len(indices), workspace.setting.test_size):
             return False
         rows = indices.view(-1, indices.shape[-1])
         return all(len(row.unique()) == len(row) for row in rows) and bool(torch.isfinite(values).all())
@@ -156,23 +166,30 @@ class _Lds(_Retrained):
     name = retrained = "lds"
     extra = ("target_runs",)
     options = ("num_subsets", "num_runs")
+    next_call = "lds(score, ground_truth), with a score of shape ({}, {})"
     indices_ndim = 2
     fewest = 3
 
-    def compute(self, setting: Any, data: Datasets, retrained: Path, n_jobs: int | None = None) -> Tensors:
+    def summary(self, setting: Any) -> str:
+        """Its subsets and runs."""
+        runs = f"{setting.num_runs} run{'s' * (setting.num_runs > 1)} each"
+        return f"{setting.num_subsets} random halves, {runs}"
+
+    def compute(self, workspace: Any, n_jobs: int | None = None) -> Tensors:
         """Values of the target function, and the values of every run if there are several."""
-        targets = calculate_targets(target_of(setting), retrained, setting.loaders(data)[1], n_jobs=n_jobs)
+        target_func, models = target_of(workspace.setting), workspace.models_path(self.retrained)
+        targets = calculate_targets(target_func, models, workspace.test_loader(), n_jobs=n_jobs)
         truth = targets.ground_truth()
         runs = {"target_runs": targets.values} if targets.values.shape[1] > 1 else {}
         return {"indices": truth.indices, "target_values": truth.values, **runs}
 
-    def check(self, setting: Any, data: Datasets, retrained: Path, tensors: Tensors) -> list[Check]:
+    def check(self, tensors: Tensors) -> list[Check]:
         """Also: the effect of training noise."""
-        return [*super().check(setting, data, retrained, tensors), *_agreement(tensors)]
+        return [*super().check(tensors), *_agreement(tensors)]
 
-    def fits(self, setting: Any, data: Datasets, tensors: Tensors) -> bool:
+    def fits(self, workspace: Any, tensors: Tensors) -> bool:
         """Also: the values match the runs."""
-        fits = super().fits(setting, data, tensors)
+        fits = super().fits(workspace, tensors)
         if not fits or "target_runs" not in tensors:
             return fits
         values, runs = tensors["target_values"], tensors["target_runs"]
@@ -190,8 +207,13 @@ class _Loo(_Retrained):
 
     name = retrained = "loo"
     options = ("num_removed",)
+    next_call = "loo_corr(score, ground_truth), with a score of shape ({}, {})"
     indices_ndim = 1
     fewest = 4
+
+    def summary(self, setting: Any) -> str:
+        """Its removed samples."""
+        return f"{setting.num_removed or setting.train_size} left out"
 
 
 def _agreement(tensors: Tensors) -> list[Check]:
@@ -213,36 +235,37 @@ class Mislabelled(NamedTuple):
     indices: torch.Tensor
 
 # %% ../../nbs/benchmark/08_metrics.ipynb #a3d3e2e9
-def right_labels(setting: Any, data: Datasets) -> torch.Tensor:
+def right_labels(workspace: Any) -> torch.Tensor:
     """Labels of the training samples, int, shape (num_train,); `TypeError` if the data has no integer labels."""
-    tensors = data.train.tensors if isinstance(data.train, TensorDataset) else ()
+    train = workspace.data.train
+    tensors = train.tensors if isinstance(train, TensorDataset) else ()
     if len(tensors) != 2 or tensors[1].ndim != 1 or tensors[1].is_floating_point():
         raise TypeError(
-            f"mislabel: labels of {setting.name} cannot be flipped; expected a TensorDataset of inputs and class "
-            "numbers"
+            f"mislabel: labels of {workspace.setting.name} cannot be flipped; expected a TensorDataset of inputs and "
+            "class numbers"
         )
-    return tensors[1][: setting.train_size]
+    return tensors[1][: workspace.setting.train_size]
 
 # %% ../../nbs/benchmark/08_metrics.ipynb #f549e4fb
-def mislabelled(setting: Any, data: Datasets) -> Mislabelled:
-    """The training samples of a setting, a share of them with wrong labels drawn with its seed.
+def mislabelled(workspace: Any) -> Mislabelled:
+    """The training samples of a workspace, a share of them with wrong labels drawn with its seed.
 
     Raises
     ------
     TypeError
         If the training data is not a `TensorDataset` of inputs and labels, one integer per sample.
     """
-    right = right_labels(setting, data)
+    right, setting = right_labels(workspace), workspace.setting
     # 0 to 5: groups of models
     wrong, indices = flip_label(right, p=setting.flip_fraction, seed=derive_seed(setting.seed, 6))
     labels = torch.as_tensor(wrong)
-    return Mislabelled(_relabelled(setting, data, labels), labels, torch.tensor(indices, dtype=torch.int64))
+    return Mislabelled(_relabelled(workspace, labels), labels, torch.tensor(indices, dtype=torch.int64))
 
 
-def _relabelled(setting: Any, data: Datasets, labels: torch.Tensor) -> Datasets:
-    """The training samples of a setting with different labels."""
-    inputs = data.train.tensors[0][: setting.train_size]
-    return Datasets(TensorDataset(inputs, labels), data.test)
+def _relabelled(workspace: Any, labels: torch.Tensor) -> Datasets:
+    """The training samples of a workspace with different labels."""
+    inputs = workspace.data.train.tensors[0][: workspace.setting.train_size]
+    return Datasets(TensorDataset(inputs, labels), workspace.data.test)
 
 # %% ../../nbs/benchmark/08_metrics.ipynb #7467966a
 class _Mislabel(Metric):
@@ -252,6 +275,12 @@ class _Mislabel(Metric):
     tensors = ("indices", "target_values", "labels")
     models: ClassVar = {"full": "full_mislabel", "half": "half_mislabel"}
     options = ("flip_fraction",)
+    data_options = ("seed", "flip_fraction")
+    next_call = "mislabel_detection_auc(self_attribution, ground_truth), with self-attribution of shape ({},)"
+
+    def summary(self, setting: Any) -> str:
+        """Its wrong labels."""
+        return f"{setting.flip_fraction:.0%} wrong labels"
 
     def check_setting(self, setting: Any) -> None:
         """`ValueError` unless at least one label is flipped."""
@@ -261,21 +290,21 @@ class _Mislabel(Metric):
                 "expected a larger share"
             )
 
-    def compute(self, setting: Any, data: Datasets, retrained: Path, n_jobs: int | None = None) -> Tensors:  # noqa: ARG002
+    def compute(self, workspace: Any, n_jobs: int | None = None) -> Tensors:  # noqa: ARG002
         """1 for wrong labels, 0 for right ones."""
-        _, labels, indices = mislabelled(setting, data)
-        values = torch.zeros(setting.train_size, dtype=torch.int64).index_fill(0, indices, 1)
+        _, labels, indices = mislabelled(workspace)
+        values = torch.zeros(len(labels), dtype=torch.int64).index_fill(0, indices, 1)
         return {"indices": indices, "target_values": values, "labels": labels}
 
-    def check(self, setting: Any, data: Datasets, retrained: Path, tensors: Tensors) -> list[Check]:  # noqa: ARG002
+    def check(self, tensors: Tensors) -> list[Check]:
         """Some labels are wrong, and most are right."""
         share = float(tensors["target_values"].double().mean())
         finding = f"{share:.3f} of the labels are wrong"
         return [Check("mislabel: some labels are wrong and most are right", finding, 0 < share < 0.5)]
 
-    def fits(self, setting: Any, data: Datasets, tensors: Tensors) -> bool:
+    def fits(self, workspace: Any, tensors: Tensors) -> bool:
         """The values mark exactly the labels that differ from the data."""
-        values, labels, right = tensors["target_values"], tensors["labels"], right_labels(setting, data)
+        values, labels, right = tensors["target_values"], tensors["labels"], right_labels(workspace)
         same_kind = labels.shape == values.shape == right.shape and labels.dtype == right.dtype
         return (
             same_kind
@@ -284,9 +313,9 @@ class _Mislabel(Metric):
             and torch.equal(values.nonzero().flatten(), tensors["indices"])
         )
 
-    def training_data(self, setting: Any, data: Datasets, tensors: Tensors) -> Datasets:
+    def training_data(self, workspace: Any, tensors: Tensors) -> Datasets:
         """The samples with the wrong labels."""
-        return _relabelled(setting, data, tensors["labels"])
+        return _relabelled(workspace, tensors["labels"])
 
     def result(self, tensors: Tensors) -> Any:
         """The binary vector for `mislabel_detection_auc`."""
@@ -296,14 +325,14 @@ class _Mislabel(Metric):
 METRICS: dict[str, Metric] = {metric.name: metric for metric in (_Lds(), _Loo(), _Mislabel())}
 
 # %% ../../nbs/benchmark/08_metrics.ipynb #27a64666
-def check_truth(metric: Metric, setting: Any, data: Datasets, tensors: Tensors, folder: Path) -> None:
+def check_truth(metric: Metric, workspace: Any, tensors: Tensors, folder: Path) -> None:
     """`ValueError` naming the folder if the ground truth in it does not fit a setting and its data."""
-    values, indices = tensors["target_values"], tensors["indices"]
+    values, indices, setting = tensors["target_values"], tensors["indices"], workspace.setting
     whole = (
         not (indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool) and indices.numel() > 0
     )
     inside = whole and int(indices.min()) >= 0 and int(indices.max()) < setting.train_size
-    if not (inside and metric.fits(setting, data, tensors)):
+    if not (inside and metric.fits(workspace, tensors)):
         raise ValueError(
             f"{folder}: the ground truth does not fit {setting.name}: target values of shape {tuple(values.shape)} and "
             f"indices of shape {tuple(indices.shape)} and {indices.dtype} for {setting.train_size} training and "

@@ -125,24 +125,6 @@ def encode(notes: Iterable[Note]) -> list[int]:
         before = event
     return tokens
 
-# %% ../../nbs/benchmark/05_music.ipynb #28e5a81f
-def note_tokens(notes: Iterable[Any], controls: Iterable[Any]) -> list[int]:
-    """Tokens of an instrument's notes and pedal.
-
-    Parameters
-    ----------
-    notes : iterable
-        Objects with `velocity` and `pitch` (0 to 127), `start` and `end` (seconds), in the order of the file.
-    controls : iterable
-        Changes of controller 64 in order of time, objects with `value` (0 to 127) and `time` (seconds).
-
-    Returns
-    -------
-    list of int
-        Tokens in [0, 388). Empty if there is no pedal, or if all notes start after its last release.
-    """
-    return encode(sustained(notes, pedals(controls)))
-
 # %% ../../nbs/benchmark/05_music.ipynb #0a5e6a13
 def read_midi(file: str | Path | IO[bytes]) -> list[int]:
     """Tokens of a MIDI file.

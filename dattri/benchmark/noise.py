@@ -128,12 +128,12 @@ def flip_by_matrix(
             f"labels {space.tolist()}; pass a row for each label, and label_space if they are not 0, 1, 2 ..."
         )
     generator = generator_of(seed)
-    given = original.copy()
+    flipped = original.copy()
     for own, row in zip(space, shares, strict=True):
         members = np.flatnonzero(original == own)
-        given[members] = generator.permutation(np.repeat(space, _rounded(row, len(members))))
-    indices = np.flatnonzero(given != original)
-    return changed(label, indices, given[indices]), indices.tolist()
+        flipped[members] = generator.permutation(np.repeat(space, _rounded(row, len(members))))
+    indices = np.flatnonzero(flipped != original)
+    return changed(label, indices, flipped[indices]), indices.tolist()
 
 
 def _distributions(matrix: Any) -> np.ndarray:
@@ -434,15 +434,15 @@ def plant_shortcut(
             f"{tuple(inputs.shape)} and {labels.shape}"
         )
     shortcut = Shortcut(*_placed(tuple(inputs.shape[1:]), where, value), target)
-    wanted = numpy_of(target)
-    if wanted.ndim != 0 or not (labels == wanted).any():
+    signalled = numpy_of(target)
+    if signalled.ndim != 0 or not (labels == signalled).any():
         raise ValueError(f"target: {target} is none of the labels {np.unique(labels)[:20].tolist()}")
     indices = drawn(len(labels), p, generator_of(seed))
     at = torch.from_numpy(indices).to(inputs.device) if isinstance(inputs, torch.Tensor) else indices
     carriers = shortcut.apply(inputs[at])
     return Planted(
         changed(inputs, indices, numpy_of(carriers)),
-        changed(label, indices, np.full(len(indices), wanted, dtype=labels.dtype)),
+        changed(label, indices, np.full(len(indices), signalled, dtype=labels.dtype)),
         indices.tolist(),
         shortcut,
     )
@@ -539,15 +539,15 @@ def plant_check(without: Any, with_plant: Any, target: Any) -> PlantCheck:
     the effect shows in the model (exact McNemar test, p = 0.031)
     12.5% of 8 samples are predicted as the target without the plant, 87.5% with it: 6 gained, 0 lost
     """
-    before, after, wanted = (numpy_of(values) for values in (without, with_plant, target))
+    before, after, counted = (numpy_of(values) for values in (without, with_plant, target))
     if before.ndim != 1 or before.shape != after.shape or not len(before):
         raise ValueError(
             "without and with_plant: expected predicted labels of the same samples, two vectors of shape "
             f"(num_samples,), got {before.shape} and {after.shape}; for logits, pass logits.argmax(1)"
         )
-    if wanted.shape not in ((), before.shape):
-        raise ValueError(f"target: expected one label, or one for each of {len(before)} samples, got {wanted.shape}")
-    first, then = before == wanted, after == wanted
+    if counted.shape not in ((), before.shape):
+        raise ValueError(f"target: expected one label, or one for each of {len(before)} samples, got {counted.shape}")
+    first, then = before == counted, after == counted
     gained, lost = int((then & ~first).sum()), int((first & ~then).sum())
     pvalue = float(scipy.stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
     share, share_with = float(first.mean()), float(then.mean())

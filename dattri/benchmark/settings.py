@@ -152,21 +152,16 @@ class Setting(Table):
 
     def _cells(self) -> list[list[str]]:
         """The rows of the summary."""
-        drawn = {
-            "lds": f"{self.num_subsets} random halves, {self.num_runs} run{'s' * (self.num_runs > 1)} each",
-            "loo": f"{self.num_removed or self.train_size} left out",
-            "mislabel": f"{self.flip_fraction:.0%} wrong labels",
-        }
-        found = f"hub data set {self.repo_id}" + f", revision {self.revision}" * bool(self.revision)
+        origin = f"hub data set {self.repo_id}" + f", revision {self.revision}" * bool(self.revision)
         call = f"load_benchmark({self.model!r}, {self.dataset!r}, {self.metrics[0]!r})"
         known = _REGISTRY.get((self.model, self.dataset)) is self
         return [
             ["setting", self.name],
             ["data", f"{self.train_size} training and {self.test_size} test samples, batches of {self.batch_size}"],
-            ["metrics", "; ".join(f"{name}: {drawn[name]}" for name in self.metrics)],
+            ["metrics", "; ".join(f"{name}: {METRICS[name].summary(self)}" for name in self.metrics)],
             ["to attribute", f"{self.num_full} models trained on all samples, {self.num_half} on random halves"],
             ["trained by", f"{function_name(self.train_func)}, seed {self.seed}"],
-            ["files", found if self.repo_id else "built here on first use"],
+            ["files", origin if self.repo_id else "built here on first use"],
             ["next", call if known else f"register_setting(setting), then {call}"],
         ]
 

@@ -24,6 +24,7 @@ from dattri.benchmark.hub import (
 from dattri.benchmark.leaderboard import (  # the row for those who evaluate inherited annotations
     Leaderboard,
     LeaderboardRow,  # noqa: F401
+    one_line,
     requested_baselines,
     setting_of,
     typed,
@@ -31,10 +32,13 @@ from dattri.benchmark.leaderboard import (  # the row for those who evaluate inh
     evaluate,
 )
 from .manifest import MANIFEST, Check, Manifest, package_versions, file_hash
+from .metrics import METRICS
+from .noise import numpy_of
 from .settings import Setting, list_benchmarks
 from .workspace import Workspace, tensor_name
 from ..metric.files import read_scores
 from ..metric.inputs import check_real
+from ..metric.kinds import KINDS
 
 # %% auto #0
 __all__ = ['publish_scores', 'Publication', 'SharedLeaderboard', 'leaderboard_from']
@@ -130,9 +134,7 @@ def _array(scores: Any) -> np.ndarray:
     """Scores as an array with one or two axes; memory maps stay memory maps."""
     scores = read_scores(scores) if isinstance(scores, (str, os.PathLike)) else scores
     check_real("scores", scores)
-    if isinstance(scores, torch.Tensor):
-        scores = scores.detach().cpu()
-        scores = (scores.float() if scores.dtype == torch.bfloat16 else scores).numpy()
+    scores = numpy_of(scores) if isinstance(scores, torch.Tensor) else scores
     if scores.ndim not in {1, 2}:
         raise ValueError(f"scores: expected shape (num_train, num_test) or (num_train,), got {scores.shape}")
     return scores
@@ -140,7 +142,7 @@ def _array(scores: Any) -> np.ndarray:
 
 def _names(files: Any, setting: Setting) -> dict[str, str]:
     """The file for each metric that has scores."""
-    pairwise = {metric: _PAIRWISE for metric in setting.metrics if metric != "mislabel" and _PAIRWISE in files}
+    pairwise = {metric: _PAIRWISE for metric in setting.metrics if not KINDS[metric].is_own and _PAIRWISE in files}
     return pairwise | {metric: f"{metric}.npy" for metric in setting.metrics if f"{metric}.npy" in files}
 
 # %% ../../nbs/benchmark/21_sharing.ipynb #new19
@@ -340,8 +342,8 @@ def leaderboard_from(
         metrics=metrics or [metric for metric in setting.metrics if metric in covered or not covered],
         baselines=baselines, download_path=download_path, device=device, n_jobs=n_jobs,
     )
-    found = [_publication(name, each, workspace) for name, each in zip(names, fetched, strict=True)]
-    return SharedLeaderboard(**vars(board), publications=tuple(found))
+    publications = [_publication(name, each, workspace) for name, each in zip(names, fetched, strict=True)]
+    return SharedLeaderboard(**vars(board), publications=tuple(publications))
 
 # %% ../../nbs/benchmark/21_sharing.ipynb #new26
 class _Place(NamedTuple):
@@ -433,24 +435,25 @@ def _as_listed(repo_id: str, folder: str, name: str, commit: str, manifest: Mani
         file = fetch_file(repo_id, f"{folder}/{name}", commit, most_bytes=size + _LARGEST_HEADER)
     except FileNotFoundError as error:
         raise ValueError(f"{repo_id} has no {folder}/{name}, which its manifest lists; publish again") from error
-    if (found := file_hash(file)) != manifest.files[name]:
+    if (actual := file_hash(file)) != manifest.files[name]:
         raise ValueError(
             f"{folder}/{name} of {repo_id}: expected the SHA-256 {manifest.files[name]:.12}... of its manifest, got "
-            f"{found:.12}... The file was altered after publication: ask its owner to publish again, or use an earlier "
-            "commit"
+            f"{actual:.12}... The file was altered after publication: ask its owner to publish again, or use an "
+            "earlier commit"
         )
     return file
 
 
 def _by_metric(files: Mapping[str, Path], manifest: Manifest, setting: Setting) -> dict[str, Path | Exception]:
     """Score files by metric; for mislabel an error if the publisher's wrong labels were different ones."""
-    found: dict[str, Path | Exception] = {metric: files[name] for metric, name in _names(files, setting).items()}
-    expected = setting.fingerprint()
-    for name in ("seed", "flip_fraction"):
-        if "mislabel" in found and manifest.setting.get(name) != expected[name]:
-            there = str(manifest.setting.get(name))[:80]
-            found["mislabel"] = ValueError(f"for other wrong labels: {name} {there} there, {expected[name]} here")
-    return found
+    by_metric: dict[str, Path | Exception] = {metric: files[name] for metric, name in _names(files, setting).items()}
+    recorded, expected = manifest.setting, setting.fingerprint()
+    for metric in tuple(by_metric):
+        for name in METRICS[metric].data_options:
+            if recorded.get(name) != expected[name]:
+                what = f"{name} {str(recorded.get(name))[:80]} there, {expected[name]} here"
+                by_metric[metric] = ValueError(f"for other wrong labels: {what}")
+    return by_metric
 
 # %% ../../nbs/benchmark/21_sharing.ipynb #new29
 def _claims(details: Mapping[str, Any]) -> dict[str, str]:
@@ -487,7 +490,7 @@ def _raise_if_offline(fetched: Sequence[_Fetched]) -> None:
 def _unique_names(fetched: Sequence[_Fetched], taken: set[str]) -> list[str]:
     """Names in the table: the method's, with the repository if not unique; the repository's if it has no method."""
     said = [str(each.place) if each.manifest is None else each.manifest.details["method"] for each in fetched]
-    methods = [" ".join(name.split()) for name in said]  # as tables show them
+    methods = [one_line(name) for name in said]  # as tables show them
     counts = Counter([*methods, *taken])
     pairs = zip(methods, fetched, strict=True)
     return [name if counts[name] == 1 else f"{name} ({each.place})" for name, each in pairs]
@@ -511,7 +514,7 @@ def _common_benchmark(places: Sequence[_Place]) -> tuple[str, str]:
     """The one registered benchmark that all readable repositories have scores for."""
     from huggingface_hub import HfApi, errors  # noqa: PLC0415
 
-    api, found = HfApi(library_name="dattri"), []
+    api, benchmarks = HfApi(library_name="dattri"), []
     for place in places:
         try:
             files = api.list_repo_files(place.repo_id, repo_type="dataset", revision=place.revision)
@@ -522,10 +525,10 @@ def _common_benchmark(places: Sequence[_Place]) -> tuple[str, str]:
                 f"repo_ids: the files of {place} could not be listed: {type(error).__name__}: {error}. Check the "
                 "network (and HF_ENDPOINT and HF_HUB_OFFLINE, if you set them), or pass benchmark= to skip the listing"
             ) from error
-        found.append({hit[1] for name in files if (hit := re.fullmatch(rf"{_FOLDER}/([\w.-]+)/{MANIFEST}", name))})
-    common = set.intersection(*found) if found else set()
+        benchmarks.append({hit[1] for name in files if (hit := re.fullmatch(rf"{_FOLDER}/([\w.-]+)/{MANIFEST}", name))})
+    common = set.intersection(*benchmarks) if benchmarks else set()
     known = [setting for setting in list_benchmarks() if setting.name in common]
     if len(known) != 1:
-        there = ", ".join(sorted(common)) or "none"
-        raise ValueError(f"benchmark: expected one common to all repositories, found {there}; pass benchmark=")
+        shared = ", ".join(sorted(common)) or "none"
+        raise ValueError(f"benchmark: expected one common to all repositories, found {shared}; pass benchmark=")
     return known[0].model, known[0].dataset

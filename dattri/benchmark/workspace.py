@@ -21,7 +21,7 @@ from .settings import Setting
 from ..model_util.checkpoint import load_checkpoint, verify_checksums
 from ..model_util.loader import LoaderRecipe
 from ..model_util.fingerprint import samples_digest
-from ..model_util.validation import checked_home
+from ..model_util.validation import checked_home, refuse_link
 
 # %% auto #0
 __all__ = []
@@ -56,10 +56,7 @@ class Workspace:
         home = checked_home(root, name)
         folder = home / "benchmark" / setting.name
         for place in (folder.parent, folder, *(folder.iterdir() if folder.is_dir() else ())):
-            if place.is_symlink():
-                raise ValueError(
-                    f"{name}: {place} is a link, and links are not followed; use the folder itself, or another path"
-                )
+            refuse_link(place, name)
         data = setting.load_datasets(home / "datasets" / setting.dataset) if data is None else data
         return cls(setting, data, home, folder)
 
@@ -75,26 +72,19 @@ class Workspace:
 
     def train_loader(self, group: str) -> DataLoader:
         """The training samples of a group, shuffled."""
-        data = mislabelled(self.setting, self.data).data if GROUPS[group].mislabelled else self.data
+        data = mislabelled(self).data if GROUPS[group].mislabelled else self.data
         return self.setting.loaders(data)[0]
 
     def test_loader(self) -> DataLoader:
         """The test samples, in order."""
         return self.setting.loaders(self.data)[1]
 
-    def inputs(self, metric: Metric) -> tuple[Setting, Datasets, Path]:
-        """Inputs for computing the ground truth of a metric."""
-        return (
-            self.setting, self.data,
-            self.folder / (GROUPS[metric.retrained].folder if metric.retrained else metric.name),
-        )
-
     def tensors(self, metric: Metric) -> dict[str, torch.Tensor]:
         """The ground truth of a metric as stored in the folder; `ValueError` if it does not fit."""
         files = {what: self.folder / tensor_name(metric.name, what) for what in (*metric.tensors, *metric.extra)}
         present = [what for what, file in files.items() if what in metric.tensors or file.exists()]
         tensors = {what: load_checkpoint(files[what]) for what in present}
-        check_truth(metric, self.setting, self.data, tensors, self.folder / metric.name)
+        check_truth(metric, self, tensors, self.folder / metric.name)
         return tensors
 
     def new_manifest(self, **fields: object) -> Manifest:
@@ -232,5 +222,5 @@ _PURPOSES = {
 
 def folder_contents(folder: Path) -> str:
     """What each part of a benchmark's folder is for, one line each."""
-    found = {name: purpose for name, purpose in _PURPOSES.items() if (folder / name).exists()}
-    return "\n".join([f"Folder: {folder}", *(f"  {name:<20}  {purpose}" for name, purpose in found.items())])
+    present = {name: purpose for name, purpose in _PURPOSES.items() if (folder / name).exists()}
+    return "\n".join([f"Folder: {folder}", *(f"  {name:<20}  {purpose}" for name, purpose in present.items())])

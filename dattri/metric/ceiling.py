@@ -21,9 +21,7 @@ from .inputs import as_real_tensor
 from dattri.metric.jackknife import (
     Estimate,
     LeftOut,
-    check_confidence,
     crossed,
-    defined,
     fisher_interval,
     pseudo_values,
     quantile,
@@ -31,7 +29,7 @@ from dattri.metric.jackknife import (
 )
 from .uncertainty import ConfidenceInterval, difference_interval, named_pair
 from ..model_util.threads import single_thread
-from ..model_util.validation import check_int, is_number
+from ..model_util.validation import check_confidence, check_int, is_number
 
 # %% auto #0
 __all__ = ['Ceiling', 'lds_ceiling', 'ceiling_share', 'PlanRow', 'RetrainingPlan', 'plan_lds', 'ComparisonPlanRow',
@@ -172,10 +170,10 @@ def _agreement(runs: torch.Tensor) -> _Agreement:
     """Agreement of the runs, averaged over pairs of them."""
     num_runs = runs.shape[1]
     placed = [ranks(runs[:, run].double().T.contiguous()).places for run in range(num_runs)]
-    found = [rank_left_out(RankedPair(placed[a], placed[b], torch.float64)) for a, b in _pairs(num_runs)]
-    whole, without = (torch.stack(parts).mean(0) for parts in zip(*found, strict=True))
-    known = ~without.isnan().any(1) & ~whole.isnan()
-    return _Agreement(defined(LeftOut(whole, without)), known, runs[:, :, known].double().cpu().numpy())
+    pairs = [rank_left_out(RankedPair(placed[a], placed[b], torch.float64)) for a, b in _pairs(num_runs)]
+    left_out = LeftOut(*(torch.stack(parts).mean(0) for parts in zip(*pairs, strict=True)))
+    known = left_out.known
+    return _Agreement(left_out.only(known), known, runs[:, :, known].double().cpu().numpy())
 
 
 def _pairs(num_runs: int) -> list[tuple[int, int]]:
@@ -284,19 +282,19 @@ def _scaled(runs: np.ndarray) -> _Scaled:
         return plain
     logs = np.log(sides[0])
     logs = logs - logs.mean((0, 1))
-    found = [plain]
+    scales = [plain]
     for power in (0.5, 0.0):
         values = (np.exp(power * logs) - 1) / power if power else logs
-        found.append(_Scaled(values, power, float(np.median(values.std((0, 1)))), _relation(values)))
-    return min(found, key=lambda scaled: abs(scaled.relation))
+        scales.append(_Scaled(values, power, float(np.median(values.std((0, 1)))), _relation(values)))
+    return min(scales, key=lambda scaled: abs(scaled.relation))
 
 
 def _relation(runs: np.ndarray) -> float:
     """Rank correlation over the subsets between mean and spread of the runs, averaged over the test samples."""
     mean, spread = (ranks(torch.from_numpy(part.T.copy())).places for part in (runs.mean(1), runs.std(1)))
-    found = spearman(mean, spread)
-    found = found[~found.isnan()]
-    return float(found.mean()) if len(found) else 1.0
+    correlation = spearman(mean, spread)
+    correlation = correlation[~correlation.isnan()]
+    return float(correlation.mean()) if len(correlation) else 1.0
 
 
 def _standard(values: np.ndarray) -> np.ndarray:
@@ -319,9 +317,9 @@ def _without_noise(values: np.ndarray, noise: np.ndarray, truth: np.ndarray) -> 
     """Quantiles that give those of the values when noise is added; a few iterations from a guess."""
     for _ in range(_ROUNDS // 2):
         noisy = truth[:, None] + noise
-        wanted = np.empty(noisy.size)
-        wanted[np.argsort(noisy, axis=None)] = np.repeat(values, len(noise))
-        truth = np.sort(truth + (wanted.reshape(noisy.shape) - noisy).mean(1))
+        matched = np.empty(noisy.size)
+        matched[np.argsort(noisy, axis=None)] = np.repeat(values, len(noise))
+        truth = np.sort(truth + (matched.reshape(noisy.shape) - noisy).mean(1))
     return truth
 
 
@@ -333,20 +331,20 @@ def _shape_of(scaled: _Scaled, agreement: float) -> _Shape | None:
     scales = means.std(0), np.sqrt((rest**2).mean((0, 1)))
     if agreement < 0.02 or not all((scale > 0).all() and np.isfinite(scale).all() for scale in scales):
         return None
-    found = _standard(_quantiles((means - means.mean(0)) / scales[0]))
+    truth = _standard(_quantiles((means - means.mean(0)) / scales[0]))
     noise = _standard(_quantiles(rest / scales[1]))
-    return _fitted(_Shape(found, noise, 1.0, scaled.power, scaled.width), runs.shape[1], agreement)
+    return _fitted(_Shape(truth, noise, 1.0, scaled.power, scaled.width), runs.shape[1], agreement)
 
 
 def _fitted(noisy: _Shape, num_runs: int, agreement: float) -> _Shape:
     """Shape whose single runs have this agreement, from that of means over some runs, by taking out their noise."""
-    pooled, wanted = _mean_of(noisy.noise, num_runs), float(_pearson_of(agreement))
-    shape = noisy._replace(share=min(max(wanted, 0.01), 0.995))
+    pooled, goal = _mean_of(noisy.noise, num_runs), float(_pearson_of(agreement))
+    shape = noisy._replace(share=min(max(goal, 0.01), 0.995))
     for _ in range(_ROUNDS):
         left = math.sqrt(1 - _spearman_brown(shape.share, num_runs))
         truth = _standard(_without_noise(noisy.truth, left * pooled, shape.truth))
         reached = float(_pearson_of(shape._replace(truth=truth).correlations(1)[0]))
-        shape = shape._replace(truth=truth, share=min(max(shape.share + wanted - reached, 0.01), 0.995))
+        shape = shape._replace(truth=truth, share=min(max(shape.share + goal - reached, 0.01), 0.995))
     return shape
 
 
@@ -358,27 +356,27 @@ def _normal_shape(num_subsets: int, num_runs: int, agreement: float) -> _Shape:
     return _fitted(_Shape(truth, noise, 1.0, 1.0, 0.0), num_runs, agreement)
 
 
-_GROUPS = 10
+_FOLDS = 10
 
 
-def _groups(num_subsets: int) -> np.ndarray:
-    """Group of each subset, to be left out in turn."""
-    return np.arange(num_subsets) % min(_GROUPS, num_subsets)
+def _folds(num_subsets: int) -> np.ndarray:
+    """Fold of each subset, to be left out in turn."""
+    return np.arange(num_subsets) % min(_FOLDS, num_subsets)
 
 
 def _shapes_of(scaled: _Scaled, agreement: float) -> list[tuple[_Shape, _Shape]]:
-    """Shapes of the targets and of normal values with all subsets, and without each group; none if undefined."""
+    """Shapes of the targets and of normal values with all subsets, and without each fold; none if undefined."""
     num_subsets, num_runs, _ = scaled.runs.shape
-    groups, found, normal = _groups(num_subsets), [], {}
-    for left_out in range(-1, int(groups.max()) + 1):
-        rest = scaled.runs[groups != left_out]
+    folds, pairs, normal = _folds(num_subsets), [], {}
+    for left_out in range(-1, int(folds.max()) + 1):
+        rest = scaled.runs[folds != left_out]
         shape = _shape_of(scaled._replace(runs=rest), agreement)
         if shape is None:
             break
         if len(rest) not in normal:
             normal[len(rest)] = _normal_shape(len(rest), num_runs, agreement)
-        found.append((shape, normal[len(rest)]))
-    return found if len(found) > groups.max() + 1 else found[:1]
+        pairs.append((shape, normal[len(rest)]))
+    return pairs if len(pairs) > folds.max() + 1 else pairs[:1]
 
 # %% ../../nbs/metric/10_ceiling.ipynb #5133f3d4
 class _Factor(NamedTuple):
@@ -393,7 +391,7 @@ class _Factor(NamedTuple):
 class _Model:
     """Mean agreement of targets over infinitely many subsets, its variation, their shape and that of normal values.
 
-    The first pair of `shapes` is that of all subsets, the others are those without each group.
+    The first pair of `shapes` is that of all subsets, the others are those without each fold.
     """
 
     agreement: float
@@ -403,7 +401,7 @@ class _Model:
     shared: float
     trust: float = 0.0
     shapes: Sequence[tuple[_Shape, _Shape]] = ()
-    agreements: np.ndarray = field(default_factory=lambda: np.empty(0))  # without each group
+    agreements: np.ndarray = field(default_factory=lambda: np.empty(0))  # without each fold
     factors: dict[int, _Factor] = field(default_factory=dict)
 
     def factor(self, num_runs: int) -> _Factor:
@@ -412,7 +410,7 @@ class _Model:
             return _Factor(1.0, 0.0, 0.0)
         if num_runs not in self.factors:
             parts = [[shape.correlations(num_runs)[1] for shape in pair] for pair in self.shapes]
-            whole, *without = (math.log(found / normal) for found, normal in parts)
+            whole, *without = (math.log(fitted / normal) for fitted, normal in parts)
             count, error, correlation = len(without), 0.0, 0.0
             if count:
                 error = math.sqrt((count - 1) ** 2 / count * float(np.var(without, ddof=1)))
@@ -460,8 +458,8 @@ def _model_of(agreement: _Agreement) -> _Model | None:
     trust = independent / (independent + _TRUST) * max(0.0, 1 - 2 * abs(scaled.relation))
     num_runs = agreement.runs.shape[1]
     shapes = _shapes_of(scaled, mean)
-    groups, units = _groups(num_subsets), pseudo_values(agreement.left_out).mean(0).cpu().numpy()
-    agreements = np.array([units[groups != group].mean() for group in range(len(shapes) - 1)])
+    folds, units = _folds(num_subsets), pseudo_values(agreement.left_out).mean(0).cpu().numpy()
+    agreements = np.array([units[folds != fold].mean() for fold in range(len(shapes) - 1)])
     return _Model(mean, spread, num_runs, estimate, shared, trust, shapes, agreements)
 
 
@@ -540,7 +538,7 @@ def ceiling_share(score: Any, targets: Any, *, confidence: float = 0.95) -> Conf
     runs, truth = _runs_and_truth(targets)
     with single_thread():
         reached = rank_left_out(ranked_pair(score, truth))
-        known = ~reached.without.isnan().any(1).cpu() & ~reached.whole.isnan().cpu()
+        known = reached.known.cpu()
         if not bool(known.any()):
             return ConfidenceInterval(math.nan, math.nan, math.nan)
         agreement = _agreement(runs[:, :, known.to(runs.device)])
@@ -548,8 +546,7 @@ def ceiling_share(score: Any, targets: Any, *, confidence: float = 0.95) -> Conf
     if model is None:
         return ConfidenceInterval(math.nan, math.nan, math.nan)
     chosen = known.nonzero()[:, 0][agreement.known.cpu()]
-    mine = LeftOut(*(part.cpu()[chosen].clamp(-1, 1) for part in reached))
-    return _share(mine, LeftOut(*(part.cpu() for part in agreement.left_out)), model, confidence)
+    return _share(reached.to("cpu").only(chosen), agreement.left_out.to("cpu"), model, confidence)
 
 
 def _runs_and_truth(targets: Any) -> tuple[torch.Tensor, tuple[torch.Tensor, Any]]:
@@ -801,20 +798,20 @@ def _lds_and_interval(lds: Any, interval: Any) -> tuple[Any, ConfidenceInterval 
 class _Spread(NamedTuple):
     """Variance of the LDS among test samples, and the part of it that is due to chance if they share nothing."""
 
-    found: float
+    observed: float
     chance: float
 
     def true(self, shared: float) -> float:
         """Variance of the true LDS, given the share of chance that all test samples have in common."""
-        return max(self.found - (1 - shared) * self.chance, 0.0)
+        return max(self.observed - (1 - shared) * self.chance, 0.0)
 
 
 def _level(lds: Any, count: float) -> tuple[float, _Spread]:
     """Mean LDS over infinitely many subsets, and its variance among test samples."""
     if lds is None:
         return 0.0, _Spread(_SPREAD**2, 0.0)
-    given = torch.tensor([lds], dtype=torch.float64) if is_number(lds) else lds
-    values = as_real_tensor("lds", given).double().flatten()
+    numbers = torch.tensor([lds], dtype=torch.float64) if is_number(lds) else lds
+    values = as_real_tensor("lds", numbers).double().flatten()
     values = values[~values.isnan()]
     if not len(values) or bool((values.abs() > 1).any()):
         raise ValueError("lds: expected a number in [-1, 1], or one for each test sample as lds(...).correlation has")
@@ -1013,12 +1010,12 @@ def _pilot_of(a: Any, b: Any, targets: Any) -> _Pilot:
         raise ValueError(f"targets: a comparison needs at least 5 subsets, got {len(runs)}; 20 or more are better")
     with single_thread():
         pairs = [named_pair(name, score, truth) for name, score in (("a", a), ("b", b))]
-        left = [LeftOut(*(part.cpu() for part in rank_left_out(pair))) for pair in pairs]
-        known = torch.stack([~part.whole.isnan() & ~part.without.isnan().any(1) for part in left]).all(0)
+        left = [rank_left_out(pair).to("cpu") for pair in pairs]
+        known = left[0].known & left[1].known
         model = _model_of(_agreement(runs[:, :, known.to(runs.device)])) if bool(known.any()) else None
     if model is None:
         raise ValueError("a, b: no test sample has an LDS of both methods and runs that vary; nothing can be planned")
-    first, second = (LeftOut(part.whole[known].clamp(-1, 1), part.without[known].clamp(-1, 1)) for part in left)
+    first, second = (part.only(known) for part in left)
     alike = float(spearman(*(pair.predicted.cpu()[known] for pair in pairs)).mean())
     levels = float(first.whole.mean()), float(second.whole.mean())
     estimate = crossed([pseudo_values(first) - pseudo_values(second)])

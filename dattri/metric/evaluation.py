@@ -219,14 +219,14 @@ class Evaluation:
         """Targets of all models, shape (num_models, num_test)."""
         many = evaluates_many(self.target_func)
         units = chunks(keys, self.target_func.unit_size() if many else 1)
-        found = {} if self.kept is None else {key: self.kept.read(self.directory.checkpoint(*key)) for key in keys}
-        missing = [unit for unit in units if any(found.get(key) is None for key in unit)]
+        known = {} if self.kept is None else {key: self.kept.read(self.directory.checkpoint(*key)) for key in keys}
+        missing = [unit for unit in units if any(known.get(key) is None for key in unit)]
         sizes = [len(unit) for unit in missing]
         description, done = f"evaluating ({self.directory.kind.mode})", len(keys) - sum(sizes)
         lost = {"kept": _NOTHING_KEPT} if self.kept is None else {}
         evaluated = run_tasks(self, missing, n_jobs=n_jobs, description=description, sizes=sizes, done=done, **lost)
         with torch.inference_mode(False):  # otherwise autograd could not use the result
-            targets: dict[Any, Any] = {**found, **dict(pair for unit in evaluated for pair in unit)}
+            targets: dict[Any, Any] = {**known, **dict(pair for unit in evaluated for pair in unit)}
             return torch.stack([targets[key] for key in keys])
 
 

@@ -72,8 +72,8 @@ def read_scores(file: str | os.PathLike, name: str | None = None) -> torch.Tenso
         raise FileNotFoundError(f"scores: file not found: {path}")
     try:
         refuse_special(path)
-        found = find_format(path)
-        scores = _pick(path, found.arrays(path), name)()
+        layout = find_format(path)
+        scores = _pick(path, layout.arrays(path), name)()
     except ValueError as error:
         raise _refusal("scores", error, "Save the scores again, with torch.save (.pt) or numpy.save (.npy).") from error
     check_real(f"scores {file}", scores)
@@ -82,7 +82,7 @@ def read_scores(file: str | os.PathLike, name: str | None = None) -> torch.Tenso
             f"scores: {path} holds an array of shape {tuple(scores.shape)}; expected one number for each pair of a "
             "training and a test sample; sum over the other axes, such as tokens"
         )
-    scores = scores.T if found.test_first and len(scores.shape) == 2 else scores
+    scores = scores.T if layout.test_first and len(scores.shape) == 2 else scores
     return scores.detach() if isinstance(scores, torch.Tensor) else scores
 
 # %% ../../nbs/metric/09_files.ipynb #55076e29

@@ -197,10 +197,10 @@ def _kronfluence_arrays(path: Path) -> Mapping[str, Callable[[], Any]]:
     files = [file for file in sorted(path.glob("*_scores.safetensors")) if _is_kronfluence(file)]
     if not files:
         raise ValueError(f"{path} has no finished scores of kronfluence; expected pairwise_scores.safetensors")
-    found = {file.stem: _safetensors_arrays(file) for file in files}
+    by_file = {file.stem: _safetensors_arrays(file) for file in files}
     return {
         stem if len(arrays) == 1 else f"{stem}/{name}": read
-        for stem, arrays in found.items()
+        for stem, arrays in by_file.items()
         for name, read in arrays.items()
     }
 

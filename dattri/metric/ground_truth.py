@@ -298,15 +298,15 @@ def _chosen(name: str, which: Any, count: int) -> list[int]:
     if which is None or isinstance(which, slice):
         positions = list(range(count))[which or slice(None)]
     else:
-        given = as_real_tensor(name, list(which) if isinstance(which, range) else which)
-        if given.dtype == torch.bool and given.shape == (count,):
-            given = given.nonzero()[:, 0]
-        if given.ndim != 1 or (given.dtype not in _INTEGERS and len(given)):
+        chosen = as_real_tensor(name, list(which) if isinstance(which, range) else which)
+        if chosen.dtype == torch.bool and chosen.shape == (count,):
+            chosen = chosen.nonzero()[:, 0]
+        if chosen.ndim != 1 or (chosen.dtype not in _INTEGERS and len(chosen)):
             raise ValueError(
                 f"{name}: expected a slice, a range, a 1-D list of positions or a boolean mask of length {count}, got "
-                f"{given.dtype} of shape {tuple(given.shape)}"
+                f"{chosen.dtype} of shape {tuple(chosen.shape)}"
             )
-        positions = given.tolist()
+        positions = chosen.tolist()
     if not positions or not 0 <= min(positions) <= max(positions) < count or len({*positions}) < len(positions):
         raise ValueError(
             f"{name}: expected one or more different positions from 0 to {count - 1}, got {reprlib.repr(positions)}"
@@ -358,7 +358,7 @@ def _in_short(pair: GroundTruth | Targets) -> str:
 
 def _as_html(pair: GroundTruth | Targets) -> str:
     """A small table."""
-    rows = "".join(f"<tr><th>{what}</th><td>{found}</td></tr>" for what, found in _facts(pair).items())
+    rows = "".join(f"<tr><th>{what}</th><td>{fact}</td></tr>" for what, fact in _facts(pair).items())
     return f"<table><caption>{type(pair).__name__}</caption>{rows}</table>"
 
 # %% ../../nbs/metric/00_ground_truth.ipynb #15cde889

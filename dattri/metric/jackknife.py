@@ -7,23 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import scipy.special
 import torch
 
 from .correlation import RankedPair, two_pass_pearson
 from ..model_util.threads import map_blocks, row_blocks
-from ..model_util.validation import is_number
 
 # %% auto #0
 __all__ = []
-
-# %% ../../nbs/metric/16_jackknife.ipynb #836bb260
-def check_confidence(confidence: Any) -> None:
-    """`ValueError` unless it is a number in (0, 1)."""
-    if not is_number(confidence) or not 0 < confidence < 1:
-        raise ValueError(f"confidence: expected a number in (0, 1), got {confidence!r}")
 
 # %% ../../nbs/metric/16_jackknife.ipynb #d4206823
 class LeftOut(NamedTuple):
@@ -31,6 +24,19 @@ class LeftOut(NamedTuple):
 
     whole: torch.Tensor
     without: torch.Tensor
+
+    @property
+    def known(self) -> torch.Tensor:
+        """Mask of the test samples whose correlation is defined, with and without each unit."""
+        return ~self.without.isnan().any(1) & ~self.whole.isnan()
+
+    def only(self, tests: torch.Tensor) -> LeftOut:
+        """The correlations of some test samples, within [-1, 1]."""
+        return LeftOut(self.whole[tests].clamp(-1, 1), self.without[tests].clamp(-1, 1))
+
+    def to(self, device: torch.device | str) -> LeftOut:
+        """The same on a device."""
+        return LeftOut(self.whole.to(device), self.without.to(device))
 
 # %% ../../nbs/metric/16_jackknife.ipynb #00cf7efe
 _EXACT_IN_FLOAT32 = 4000  # subsets; half ranks and their sums then fit into 24 bits
@@ -92,7 +98,7 @@ _DOMINANT = 1e-3  # a row dominates a column if less than this share of its sum 
 def linear_left_out(x: torch.Tensor, y: torch.Tensor) -> LeftOut:
     """Pearson correlations of the columns, (num_models, num_test), without each row in turn; nan where undefined."""
     count = len(x)
-    a, b = _unit(x), _unit(y)
+    a, b = _normalised(x), _normalised(y)
     products = (a * b).sum(0)
     share = count / max(count - 1, 1)
     left_a, left_b = 1 - share * a.square(), 1 - share * b.square()
@@ -105,18 +111,12 @@ def linear_left_out(x: torch.Tensor, y: torch.Tensor) -> LeftOut:
     return LeftOut(products, without.T)
 
 
-def _unit(values: torch.Tensor) -> torch.Tensor:
+def _normalised(values: torch.Tensor) -> torch.Tensor:
     """Centred columns of length 1, float64; nan if constant."""
     scaled = values.double() / values.double().abs().amax(0).clamp(min=5e-324)  # against over- and underflow
     centred = scaled - scaled.mean(0)
     centred = centred / torch.linalg.vector_norm(centred, dim=0)
     return centred.masked_fill((values == values[0]).all(0), torch.nan)
-
-# %% ../../nbs/metric/16_jackknife.ipynb #c2f7a440
-def defined(left_out: LeftOut) -> LeftOut:
-    """Those test samples whose correlation is defined both with all units and without each of them."""
-    known = ~left_out.without.isnan().any(1) & ~left_out.whole.isnan()
-    return LeftOut(left_out.whole[known].clamp(-1, 1), left_out.without[known].clamp(-1, 1))
 
 # %% ../../nbs/metric/16_jackknife.ipynb #2d00b891
 def pseudo_values(left_out: LeftOut) -> torch.Tensor:

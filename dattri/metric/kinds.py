@@ -6,8 +6,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
+
+from .correlation import lds, loo_corr
 from dattri.metric.uncertainty import (
     compare_lds, compare_loo, compare_mislabel, lds_interval, loo_interval, mislabel_interval,
 )
@@ -25,12 +28,19 @@ class Kind(NamedTuple):
     larger_means: str
     interval: Callable
     compare: Callable
+    each: Callable | None = None  # the correlation of each test sample
+    of_subsets: bool = False  # whether models are trained on subsets, for which scores may be predictions
+
+    @property
+    def is_own(self) -> bool:
+        """Whether scores are self-attribution, so that there is no correlation of each test sample."""
+        return self.each is None
 
 
 _HELPS = "that training on a sample lowers the loss"
 KINDS = {
-    "lds": Kind("LDS", "mean LDS", 0.0, _HELPS, lds_interval, compare_lds),
-    "loo": Kind("LOO correlation", "mean LOO correlation", 0.0, _HELPS, loo_interval, compare_loo),
+    "lds": Kind("LDS", "mean LDS", 0.0, _HELPS, lds_interval, compare_lds, lds, of_subsets=True),
+    "loo": Kind("LOO correlation", "mean LOO correlation", 0.0, _HELPS, loo_interval, compare_loo, loo_corr),
     "mislabel": Kind(
         "mislabel AUC", "AUC of finding wrong labels", 0.5, "more suspicious", mislabel_interval, compare_mislabel
     ),
@@ -42,3 +52,19 @@ def kind_of(metric: str) -> Kind:
     if metric not in KINDS:
         raise ValueError(f"metric: expected one of {', '.join(KINDS)}, got {metric!r}")
     return KINDS[metric]
+
+# %% ../../nbs/metric/19_kinds.ipynb #2c7dd4c2
+def metric_of(ground_truth: Any, metric: str | None) -> str:
+    """The metric that a ground truth is for; `ValueError` if `metric` is another one."""
+    if metric is not None:
+        kind_of(metric)
+    is_pair = isinstance(ground_truth, (tuple, list)) and len(ground_truth) == 2 and np.ndim(ground_truth[0]) > 0
+    if not is_pair:
+        inferred, what = "mislabel", "one vector"
+    elif len(ground_truth[1]) and np.ndim(ground_truth[1][0]) == 0:
+        inferred, what = "loo", f"a pair with {len(ground_truth[1])} indices, one removed position per model"
+    else:
+        inferred, what = "lds", "a pair with the indices of subsets"
+    if metric not in (None, inferred):
+        raise ValueError(f"metric: {metric!r} does not fit the ground truth, which is {what}, as for {inferred!r}")
+    return inferred

@@ -93,14 +93,14 @@ def mislabel_detection_auc(score: torch.Tensor, ground_truth: torch.Tensor) -> M
         warnings.warn(f"ground_truth has no {absent} samples, so the AUC is undefined (nan)", stacklevel=2)
     return MislabelDetection(area_below(fpr, tpr), RocCurve(fpr, tpr, thresholds))
 
-# %% ../../nbs/metric/02_mislabel.ipynb #d7527d78
-FROM_POSITIONS = "torch.zeros(num_train).index_fill(0, torch.tensor(flipped), 1)"
-
 # %% ../../nbs/metric/02_mislabel.ipynb #new_check_labels
 def check_labels(score: Any, ground_truth: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Scores in a sortable dtype, with equal scores kept equal, and labels as booleans, on one device."""
     score, truth = as_real_tensor("score", score), as_real_tensor("ground_truth", ground_truth)
-    remedy = f"to convert positions, such as the second result of flip_label, use {FROM_POSITIONS}"
+    remedy = (
+        "to convert positions, such as the second result of flip_label, use "
+        "torch.zeros(num_train).index_fill(0, torch.tensor(flipped), 1)"
+    )
     if score.ndim != 1 or score.shape != truth.shape or len(score) == 0:
         raise ValueError(
             "score and ground_truth: expected two vectors of the same shape (num_train,), got "

@@ -8,11 +8,9 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-import numpy as np
-
 from .correlation import Predictions
 from .inputs import as_real_tensor
-from .kinds import KINDS, kind_of
+from .kinds import KINDS, metric_of
 from .scores import is_blocks
 from .uncertainty import ConfidenceInterval
 
@@ -78,33 +76,17 @@ def check_orientation(
     said = isinstance(score, Predictions)
     if isinstance(score, (list, tuple)) and not said and not is_blocks(score):
         score = as_real_tensor("score", score)
-    few = metric != "mislabel" and len(ground_truth[0]) < _FEWEST_MODELS
+    few = not KINDS[metric].is_own and len(ground_truth[0]) < _FEWEST_MODELS
     if few or not hasattr(score.values if said else score, "shape"):
         return None
-    found = _opposite(score, ground_truth, metric, value) or _transposed(score, ground_truth, metric, value)
-    if found is not None:
-        warnings.warn(f"{name}: {found}", stacklevel=2)
-    return found
+    problem = _opposite(score, ground_truth, metric, value) or _transposed(score, ground_truth, metric, value)
+    if problem is not None:
+        warnings.warn(f"{name}: {problem}", stacklevel=2)
+    return problem
 
 # %% ../../nbs/metric/18_orientation.ipynb #4893ca56
 _CONFIDENCE = 0.999
 _FEWEST_MODELS = 7  # 1 / 7! < 1 - 0.999
-
-# %% ../../nbs/metric/18_orientation.ipynb #2c7dd4c2
-def metric_of(ground_truth: Any, metric: str | None) -> str:
-    """The metric that a ground truth is for; `ValueError` if `metric` is another one."""
-    if metric is not None:
-        kind_of(metric)
-    is_pair = isinstance(ground_truth, (tuple, list)) and len(ground_truth) == 2 and np.ndim(ground_truth[0]) > 0
-    if not is_pair:
-        inferred, what = "mislabel", "one vector"
-    elif len(ground_truth[1]) and np.ndim(ground_truth[1][0]) == 0:
-        inferred, what = "loo", f"a pair with {len(ground_truth[1])} indices, one removed position per model"
-    else:
-        inferred, what = "lds", "a pair with the indices of subsets"
-    if metric not in (None, inferred):
-        raise ValueError(f"metric: {metric!r} does not fit the ground truth, which is {what}, as for {inferred!r}")
-    return inferred
 
 # %% ../../nbs/metric/18_orientation.ipynb #ec5e09c4
 def _sure_interval(score: Any, ground_truth: Any, metric: str) -> ConfidenceInterval:
@@ -130,7 +112,7 @@ def _opposite(score: Any, ground_truth: Any, metric: str, value: float | None) -
 
 def _transposed(score: Any, ground_truth: Any, metric: str, value: float | None) -> str | None:
     """The message for a square matrix that fits only when transposed."""
-    if metric == "mislabel" or isinstance(score, Predictions) or not hasattr(score, "T"):
+    if KINDS[metric].is_own or isinstance(score, Predictions) or not hasattr(score, "T"):
         return None
     if len(score.shape) != 2 or score.shape[0] != score.shape[1]:
         return None

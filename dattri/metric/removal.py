@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from .display import Table
 from .evaluation import count_tests
 from .ground_truth import Targets, targets_of
-from .jackknife import check_confidence, crossed, quantile
+from .jackknife import crossed, quantile
 from .scores import Scores
 from .subsets import read_subsets
 from ..model_util.loader import LoaderRecipe
@@ -30,7 +30,7 @@ from ..model_util.plan import SubsetsPlan, pack_subsets
 from ..model_util.retrain import planned_subsets, retrain_more, subsets_in
 from ..model_util.retrain_dir import DifferentRunError, discard_all, read_metadata
 from ..model_util.seeds import check_seed
-from ..model_util.validation import check_int, checked_home, is_number
+from ..model_util.validation import check_confidence, check_int, checked_home, is_number, refuse_link
 
 # %% auto #0
 __all__ = ['RemovalRow', 'RemovalTest', 'removal_test', 'Brittleness', 'brittleness']
@@ -246,21 +246,21 @@ def removal_test(
     check_int("num_controls", num_controls, 3)
     check_confidence(confidence)
     orders = _orders(methods, banks)
-    given = [_usable(controls, banks, size)[:num_controls] for size in sizes]
-    trained = 1 + sum(num_controls - len(known) for known in given)
+    existing = [_usable(controls, banks, size)[:num_controls] for size in sizes]
+    trained = 1 + sum(num_controls - len(known) for known in existing)
     trained += len(orders) * len(directions) * len(sizes) * len(banks.tests)
     with one_bar("removal test", 2 * num_runs * trained):  # each is trained and evaluated
         full = banks.full()
-        rest = [banks.controls(size, num_controls - len(known)) for size, known in zip(sizes, given, strict=True)]
-        random = torch.stack([torch.cat(parts) for parts in zip(given, rest, strict=True)])
+        rest = [banks.controls(size, num_controls - len(known)) for size, known in zip(sizes, existing, strict=True)]
+        random = torch.stack([torch.cat(parts) for parts in zip(existing, rest, strict=True)])
         values = {
             name: torch.stack([banks.without(name, order, way, sizes, overwrite) for way in directions])
             for name, order in orders.items()
         }
     places = sorted(range(len(sizes)), key=lambda number: sizes[number])
     rows = [
-        _row(name, way, fractions[number], sizes[number], found[place, number], random[number], confidence)
-        for name, found in values.items()
+        _row(name, way, fractions[number], sizes[number], removed[place, number], random[number], confidence)
+        for name, removed in values.items()
         for place, way in enumerate(directions)
         for number in places
     ]
@@ -317,23 +317,22 @@ class _Banks:
         home: dict[bytes, Path] = {}
         for folder in banks:
             home = {**dict.fromkeys(planned_subsets(folder)[0], folder), **home}
-        found: dict[bytes, torch.Tensor] = {}
+        targets: dict[bytes, torch.Tensor] = {}
         for folder in banks:
             here = [row for row in dict.fromkeys(rows) if home.get(row, own) == folder]
-            found |= self._trained(folder, here) if here else {}
-        return torch.stack([found[row] for row in rows])
+            targets |= self._trained(folder, here) if here else {}
+        return torch.stack([targets[row] for row in rows])
 
-    def _refuse_link(self, folder: Path) -> None:
+    def _refuse_links(self, folder: Path) -> None:
         """`ValueError` if a bank, or the folder of its method, is a symbolic link."""
         for place in (folder, *folder.parents):
             if place == self.path:
                 return
-            if place.is_symlink():
-                raise ValueError(f"path: {place} is a link to another folder, and links are not followed; remove it")
+            refuse_link(place)
 
     def _trained(self, folder: Path, rows: Sequence[bytes]) -> dict[bytes, torch.Tensor]:
         """Mean targets of the models of some subsets, (num_tests,) each, from one bank; missing ones are trained."""
-        self._refuse_link(folder)
+        self._refuse_links(folder)
         try:
             directory = retrain_more(
                 self.train_func, self.dataloader, folder, rows, self.num_runs, self.seed, n_jobs=self.n_jobs,
@@ -347,16 +346,16 @@ class _Banks:
                 "Pass the same scores, test samples and runs as before, or use another path"
             ) from error
         numbers = {row: number for number, row in reversed([*enumerate(subsets_in(directory))])}  # the first of equals
-        found = targets_of(
+        evaluated = targets_of(
             self.target_func, directory, self.test_dataloader, [numbers[row] for row in rows], self.num_runs,
             n_jobs=self.n_jobs,
         )
-        return dict(zip(rows, found.values.double().mean(1), strict=True))
+        return dict(zip(rows, evaluated.values.double().mean(1), strict=True))
 
     def discard(self, pattern: str) -> None:
         """Remove the banks of a pattern, including remains of an interrupted removal."""
         for folder in self.path.glob(f"{pattern}/"):
-            self._refuse_link(folder)
+            self._refuse_links(folder)
             discard_all(folder, SubsetsPlan.mode)
 
     def full(self) -> torch.Tensor:
@@ -720,8 +719,8 @@ def _bisect(
         sizes = high[rows] if number == 0 else (low[rows] + high[rows]) // 2
         removed = [order[row, :size] for row, size in zip(rows, sizes, strict=True)]
         mask = torch.cat([_without([some], banks.num_train) for some in removed])
-        found = banks.targets(f"{folder}/round_{number}", mask, f"{folder}/round_*")
-        flipped = ~_is_right(found[torch.arange(len(rows)), torch.from_numpy(rows)]).numpy()
+        targets = banks.targets(f"{folder}/round_{number}", mask, f"{folder}/round_*")
+        flipped = ~_is_right(targets[torch.arange(len(rows)), torch.from_numpy(rows)]).numpy()
         high[rows[flipped]], low[rows[~flipped]] = sizes[flipped], sizes[~flipped]
         flips[rows[flipped]] = True
         searched[rows] = flips[rows] & (high[rows] - low[rows] > 1)

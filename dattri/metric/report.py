@@ -22,7 +22,8 @@ from .correlation import Predictions, lds, loo_corr
 from .ground_truth import Targets
 from .inputs import as_real_tensor, check_real
 from .mislabel import mislabel_detection_auc
-from .orientation import check_orientation, metric_of
+from .kinds import KINDS, metric_of
+from .orientation import check_orientation
 from .retrieval import detection_curve
 from .subsets import read_subsets
 from .uncertainty import ConfidenceInterval, lds_interval, loo_interval, mislabel_interval
@@ -119,7 +120,7 @@ def judge(score: Any, ground_truth: Any, metric: str | None = None, *, num_train
     """
     name = metric_of(ground_truth, metric)
     if isinstance(score, Predictions):
-        if name != "lds":
+        if not KINDS[name].of_subsets:
             raise ValueError(f"score: predictions are of subsets, as for 'lds'; the ground truth is for {name!r}")
         num_train = None
     matrix = score.values if isinstance(score, Predictions) else score
@@ -131,7 +132,7 @@ def judge(score: Any, ground_truth: Any, metric: str | None = None, *, num_train
         warnings.filterwarnings("ignore", ".* correlations are nan")
         warnings.filterwarnings("ignore", ".* the AUC is undefined")
         report = _REPORTS[name](score, ground_truth)
-    checked = _self_attribution(score) if name == "mislabel" else score
+    checked = _self_attribution(score) if KINDS[name].is_own else score
     check_orientation(checked, ground_truth, name, value=report.value)
     return report
 
@@ -160,13 +161,8 @@ def report_lds(score: Any, ground_truth: Any) -> Report:
         f"{below}{_spread(each)}\n{len(subsets.rows)} subsets of {sizes} training samples"
     )
     figure = _draw_correlations("lds", each, score, targets or truth)
-    undefined = _num_undefined(each)
+    undefined = int(each.isnan().sum())
     return Report("lds", interval.mean, summary, figure, *interval[1:], num_undefined=undefined)._replace(**reached)
-
-
-def _num_undefined(correlations: torch.Tensor) -> int:
-    """Number of test samples whose correlation is not defined."""
-    return int(correlations.isnan().sum())
 
 
 def _between(interval: ConfidenceInterval) -> str:
@@ -206,7 +202,7 @@ def report_loo(score: Any, ground_truth: Any) -> Report:
         f"{len(removed)} training samples left out, one at a time"
     )
     figure = _draw_correlations("loo", each, score, ground_truth)
-    return Report("loo", mean, summary, figure, *interval[1:], num_undefined=_num_undefined(each))
+    return Report("loo", mean, summary, figure, *interval[1:], num_undefined=int(each.isnan().sum()))
 
 # %% ../../nbs/metric/08_report.ipynb #e93b74f6
 def report_mislabel(score: Any, ground_truth: Any) -> Report:

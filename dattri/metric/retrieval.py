@@ -110,8 +110,8 @@ class _Groups(NamedTuple):
     row: torch.Tensor
     before: torch.Tensor
     size: torch.Tensor
-    found_before: torch.Tensor
-    found: torch.Tensor
+    hits_before: torch.Tensor
+    hits: torch.Tensor
 
 
 def _groups(values: torch.Tensor, relevant: torch.Tensor) -> _Groups:
@@ -128,16 +128,16 @@ def _groups(values: torch.Tensor, relevant: torch.Tensor) -> _Groups:
     edge = first.new_zeros(1)
     end = torch.cat([first[1:], edge + values.numel()])
     counts = torch.cat([edge, relevant.gather(1, order).flatten().cumsum(0)])
-    row, found = first // num_train, counts[end] - counts[first]
-    parts = (first - row * num_train, end - first, counts[first] - counts[row * num_train], found)
-    return _Groups(row[found > 0], *(part[found > 0].double() for part in parts))
+    row, hits = first // num_train, counts[end] - counts[first]
+    parts = (first - row * num_train, end - first, counts[first] - counts[row * num_train], hits)
+    return _Groups(row[hits > 0], *(part[hits > 0].double() for part in parts))
 
 # %% ../../nbs/metric/11_retrieval.ipynb #fa22dae4
 def _retrieved(values: torch.Tensor, relevant: torch.Tensor, k: int) -> torch.Tensor:
     """Recall, reciprocal rank and average precision of each row, float64, shape (3, num_rows)."""
     _check_k(k, values.shape[1])
     groups, total = _groups(values, relevant), relevant.sum(1).double()
-    in_top = groups.found * ((k - groups.before) / groups.size).clamp(0, 1)
+    in_top = groups.hits * ((k - groups.before) / groups.size).clamp(0, 1)
     results = values.new_full((3, len(values)), torch.nan, dtype=torch.float64)
     for place, part in ((0, in_top), (2, _precisions(groups))):
         results[place] = torch.zeros_like(total).index_add_(0, groups.row, part) / total
@@ -150,9 +150,9 @@ def _retrieved(values: torch.Tensor, relevant: torch.Tensor, k: int) -> torch.Te
 
 def _precisions(groups: _Groups) -> torch.Tensor:
     """Expected sum of the precisions at the relevant samples of each group."""
-    _, before, size, found_before, found = groups
-    harmonic, density = _harmonic(before, size), (found - 1) / (size - 1).clamp(min=1)
-    return found / size * ((found_before + 1) * harmonic + density * (size - (before + 1) * harmonic))
+    _, before, size, hits_before, hits = groups
+    harmonic, density = _harmonic(before, size), (hits - 1) / (size - 1).clamp(min=1)
+    return hits / size * ((hits_before + 1) * harmonic + density * (size - (before + 1) * harmonic))
 
 
 def _harmonic(before: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
@@ -175,10 +175,10 @@ def _reciprocal_rank(groups: _Groups) -> torch.Tensor:
     result = 1 / (groups.before + 1)
     tied = groups.size > 1
     if bool(tied.any()):
-        before, size, found = (part[tied, None] for part in (groups.before, groups.size, groups.found))
+        before, size, hits = (part[tied, None] for part in (groups.before, groups.size, groups.hits))
         place = torch.arange(1, int(size.max()) + 1, dtype=torch.float64, device=size.device)
-        chance = (size - place - found + 1).clamp(min=0) / (size - place).clamp(min=1)
-        chance = torch.cat([found / size, chance[:, :-1]], 1).cumprod(1)
+        chance = (size - place - hits + 1).clamp(min=0) / (size - place).clamp(min=1)
+        chance = torch.cat([hits / size, chance[:, :-1]], 1).cumprod(1)
         result[tied] = (chance / (before + place)).sum(1)
     return result
 
@@ -452,7 +452,7 @@ def top_overlap(a: Any, b: Any, *, k: int = 10) -> TopOverlap:
         for part in row_blocks(a.shape[1], a.shape[0], step_bytes, least=1):
             values, others = _columns("a", a, part), _columns("b", b, part)
             parts.append(_in_blocks(of_some, values, others.to(values.device)))
-            dtype = _result_dtype(_result_dtype(dtype, values), others)
+            dtype = torch.promote_types(torch.promote_types(dtype, values.dtype), others.dtype)
     return TopOverlap(torch.cat(parts, 1)[0].to(dtype), k / a.shape[0])
 
 
@@ -567,7 +567,7 @@ def _of_each(function: Callable[..., torch.Tensor], score: Any, num_test: int) -
                 values = _columns("score", block.matrix, part, block.columns.start)
                 first = block.columns.start + part.start
                 parts.append(_in_blocks(function, values, torch.arange(first, first + len(values))))
-                dtype = _result_dtype(dtype, values)
+                dtype = torch.promote_types(dtype, values.dtype)
     return torch.cat(parts, 1).to(dtype)
 
 
@@ -592,8 +592,3 @@ def _columns(name: str, matrix: Any, part: slice, first_column: int = 0) -> torc
         Block(values, first_column + part.start, name=name).check_finite()
     half = values.dtype in (torch.float16, torch.bfloat16)
     return (values.float() if half else values).T.contiguous()
-
-
-def _result_dtype(dtype: torch.dtype, values: torch.Tensor) -> torch.dtype:
-    """The dtype of results, extended by these values."""
-    return torch.promote_types(dtype, values.dtype)

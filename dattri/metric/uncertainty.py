@@ -20,9 +20,7 @@ from .inputs import as_real_tensor
 from dattri.metric.jackknife import (
     Estimate,
     LeftOut,
-    check_confidence,
     crossed,
-    defined,
     fisher_interval,
     linear_left_out,
     pseudo_values,
@@ -32,6 +30,7 @@ from dattri.metric.jackknife import (
 from .mislabel import RocCurve, check_labels, mislabel_detection_auc
 from .scores import Block, Scores
 from ..model_util.threads import row_blocks, single_thread
+from ..model_util.validation import check_confidence
 
 # %% auto #0
 __all__ = ['ConfidenceInterval', 'lds_interval', 'Comparison', 'compare_lds', 'compare_targets', 'mislabel_interval',
@@ -103,7 +102,7 @@ def lds_interval(
     check_confidence(confidence)
     with single_thread():
         left_out = rank_left_out(ranked_pair(score, ground_truth))
-    known = defined(left_out)
+    known = left_out.only(left_out.known)
     if left_out.without.shape[1] < _FEWEST or not len(known.whole):
         return ConfidenceInterval(float(left_out.whole[~left_out.whole.isnan()].mean()), math.nan, math.nan)
     mean = float(known.whole.mean())
@@ -175,7 +174,7 @@ def compare_lds(
     check_confidence(confidence)
     with single_thread():
         first, second = (rank_left_out(named_pair(*named, ground_truth)) for named in (("a", a), ("b", b)))
-    return _compared(first, LeftOut(*(part.to(first.whole.device) for part in second)), confidence)
+    return _compared(first, second.to(first.whole.device), confidence)
 
 # %% ../../nbs/metric/03_uncertainty.ipynb #pairs1
 def named_pair(name: str, score: Any, ground_truth: Any) -> RankedPair:
@@ -198,11 +197,11 @@ def _called(name: str) -> Iterator[None]:
 
 def _compared(a: LeftOut, b: LeftOut, confidence: float) -> Comparison:
     """Comparison from the correlations of two methods, with all subsets or models and without each."""
-    known = ~(a.without.isnan() | b.without.isnan()).any(1) & ~(a.whole.isnan() | b.whole.isnan())
+    known = a.known & b.known
     if a.without.shape[1] < _FEWEST or not bool(known.any()):
         differences = a.whole - b.whole
         return Comparison(float(differences[~differences.isnan()].mean()), math.nan, math.nan, math.nan)
-    pair = [LeftOut(part.whole[known].clamp(-1, 1), part.without[known].clamp(-1, 1)) for part in (a, b)]
+    pair = [part.only(known) for part in (a, b)]
     estimate = crossed([pseudo_values(pair[0]) - pseudo_values(pair[1])])
     difference = float((pair[0].whole - pair[1].whole).mean())
     return Comparison(difference, *difference_interval(estimate, confidence))
@@ -519,7 +518,7 @@ def loo_interval(
 
     def pseudo() -> Iterator[torch.Tensor]:
         for left_out in _loo_left_out(score, targets, indices):
-            part = defined(left_out)
+            part = left_out.only(left_out.known)
             whole.append(left_out.whole)
             known.append(part.whole)
             if len(part.whole):

@@ -215,8 +215,14 @@ def _end_of(path: str | Path) -> bytes:
     with open(path, "rb") as file:  # noqa: PTH123  (half the time of Path.open, for thousands of files)
         file.seek(max(0, file.seek(0, os.SEEK_END) - 1000))
         end = file.read()
-    place = end.rfind(_END)
-    return end[place:] if place >= 0 else b""
+    return end[_end_in(end) :]
+
+
+def _end_in(data: bytes | memoryview) -> int:
+    """Where the end record of a zip archive starts; the length of the data if it has none."""
+    tail = bytes(data[-(2**16 + 22) :])  # with the longest comment
+    place = tail.rfind(_END)
+    return len(data) - len(tail) + place if place >= 0 else len(data)
 
 # %% ../../nbs/model_util/02_checkpoint.ipynb #9c44d189
 def has_zip_directory(path: str | Path) -> bool:
@@ -271,13 +277,6 @@ def _is_as_written(data: memoryview) -> bool | None:
     if not owner.startswith("dattri "):
         return None
     return (_digest_of_sums if digest.startswith(_OF_SUMS) else _digest)(data[: end - 2]) == digest
-
-
-def _end_in(data: memoryview) -> int:
-    """Where the end record of a zip archive starts; the length of the data if it has none."""
-    tail = bytes(data[-(2**16 + 22) :])  # with the longest comment
-    place = tail.rfind(_END)
-    return len(data) - len(tail) + place if place >= 0 else len(data)
 
 # %% ../../nbs/model_util/02_checkpoint.ipynb #a26c95b7
 _DTYPES = {

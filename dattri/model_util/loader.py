@@ -165,22 +165,20 @@ def _generator(seed: int | None) -> torch.Generator:
     return generator if seed is None else generator.manual_seed(seed)
 
 # %% ../../nbs/model_util/00_loader.ipynb #26c9d5ea
-def in_order(dataloader: DataLoader, name: str = "test_dataloader") -> DataLoader:
+def in_order(dataloader: DataLoader) -> DataLoader:
     """The loader itself or, if it shuffles, a copy that yields samples by ascending position.
 
     Parameters
     ----------
     dataloader : torch.utils.data.DataLoader
-        Loader over a map-style data set.
-    name : str
-        The argument that error messages name.
+        Loader over a map-style data set, of test samples.
 
     Returns
     -------
     torch.utils.data.DataLoader
         Yields the sample at position 0 first.
     """
-    recipe = LoaderRecipe.of(dataloader, name)
+    recipe = LoaderRecipe.of(dataloader, "test_dataloader")
     if not recipe.shuffle:
         return dataloader
     return LoaderRecipe(recipe.dataset, recipe.sample_indices, False, recipe.options).build(range(len(recipe)))

@@ -38,6 +38,8 @@ class _Layout:
     module: ClassVar[str | None] = None
     drawn_by_numpy: ClassVar[bool] = False  # whether positions may change with the version of numpy
     equal_sizes: ClassVar[bool] = True  # whether all subsets have one size
+    has_members: ClassVar[bool] = False  # whether it depends on the members of its subsets besides its record
+    ground_truth: ClassVar[str] = "lds"  # the kind that its models are for
 
     @staticmethod
     def indices_file(task: Task) -> str | None:
@@ -74,6 +76,7 @@ class LooPlan(_Layout):
     folders_key: ClassVar[str] = "map_index_dir"
     folder_pattern: ClassVar[str] = r"index_\d+"
     module: ClassVar[str | None] = "model.pt"
+    ground_truth: ClassVar[str] = "loo"
 
     def __post_init__(self) -> None:
         if self.data_length < 2:
@@ -103,6 +106,11 @@ class LooPlan(_Layout):
     def name(self, task: Task) -> str:
         """Name of the model in error messages."""
         return f"the model without sample {task.subset} (seed {task.seed})"
+
+    @staticmethod
+    def summary(num_subsets: int, num_runs: int) -> str:  # noqa: ARG004
+        """What the models are trained on."""
+        return "each without one sample"
 
     @staticmethod
     def folder(task: Task) -> str:
@@ -201,6 +209,11 @@ class _Numbered(_Layout):
     def name(self, task: Task) -> str:
         """Name of the model in error messages."""
         return f"subset {task.subset}, run {task.run} (seed {task.seed})"
+
+    @staticmethod
+    def summary(num_subsets: int, num_runs: int) -> str:
+        """What the models are trained on."""
+        return f"{num_subsets} subsets of {num_runs} run{'s' * (num_runs > 1)}"
 
     @staticmethod
     def folder(task: Task) -> str:
@@ -388,6 +401,7 @@ class SubsetsPlan(_Numbered):
     subsets_sha256: str = field(init=False)
     mode: ClassVar[str] = "subsets"
     equal_sizes: ClassVar[bool] = False
+    has_members: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "num_subsets", len(self.members))

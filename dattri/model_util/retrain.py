@@ -599,7 +599,7 @@ class TrainJob:
             return []
         for task in missing:
             self.directory.prepare(task)
-        train = self._train_group if trains_many(self.train_func) else self._train_each
+        train = self._train_unit if trains_many(self.train_func) else self._train_each
         with torch.inference_mode(False), torch.enable_grad():  # whatever mode the caller is in
             trained = train(unit, kwargs)
             return [message for task, model in trained if task in missing for message in self._save(task, model)]
@@ -610,7 +610,7 @@ class TrainJob:
             dataloader = self.recipe.build(self.directory.plan.positions(task), task.seed)
             yield task, _train(self.train_func, dataloader, task.seed, kwargs, self.directory.plan.name(task))
 
-    def _train_group(self, unit: Sequence[Task], kwargs: dict[str, Any]) -> Iterator[tuple[Task, nn.Module]]:
+    def _train_unit(self, unit: Sequence[Task], kwargs: dict[str, Any]) -> Iterator[tuple[Task, nn.Module]]:
         """Models of a trainer, as `train_many` yields them."""
         subsets = [self.directory.plan.positions(task) for task in unit]
         for subset in subsets:

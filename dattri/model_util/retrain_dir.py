@@ -29,9 +29,9 @@ from .. import __version__
 from .checkpoint import atomic_write, has_zip_directory, owner_of, read_bounded, sweep
 from .fingerprint import describe, function_arguments, function_name, samples_digest, shortened
 from .loader import LoaderRecipe
-from .plan import PLANS, Plan, SubsetsPlan, Task, plan_of
+from .plan import PLANS, Plan, Task, plan_of
 from .seeds import check_seed
-from .validation import checked_home, checked_path
+from .validation import checked_home, checked_path, refuse_link
 
 # %% auto #0
 __all__ = []
@@ -115,16 +115,16 @@ def _read_members(path: Path, metadata: Mapping[str, Any]) -> np.ndarray:
     except (OSError, ValueError, EOFError) as error:
         kind = ValueError if isinstance(error, FileNotFoundError) else DamagedSubsetsError  # or the plan was edited
         raise kind(f"{file} cannot be read ({shortened(str(error))}); {remedy}") from error
-    found = getattr(members, "shape", None), str(getattr(members, "dtype", ""))
-    if found != (shape, "uint8") or hashlib.sha256(members.tobytes()).hexdigest() != metadata["subsets_sha256"]:
+    actual = getattr(members, "shape", None), str(getattr(members, "dtype", ""))
+    if actual != (shape, "uint8") or hashlib.sha256(members.tobytes()).hexdigest() != metadata["subsets_sha256"]:
         raise DamagedSubsetsError(f"{file} does not hold the subsets that the plan was made with; {remedy}")
     return members
 
 
 def _plan_in(path: Path, metadata: Mapping[str, Any]) -> Plan:
     """The plan of the directory at `path`."""
-    named = metadata["mode"] == SubsetsPlan.mode
-    return plan_of(metadata, **({"members": _read_members(path, metadata)} if named else {}))
+    has_members = PLANS[metadata["mode"]].has_members
+    return plan_of(metadata, **({"members": _read_members(path, metadata)} if has_members else {}))
 
 # %% ../../nbs/model_util/04_retrain_dir.ipynb #65f92efd
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
@@ -360,9 +360,9 @@ class RetrainDir:
             existing = _read_existing(path, metadata["mode"])
             if existing is not None:
                 same_seed = seed is None and "seed" in existing
-                wanted = metadata_for(existing["seed"]) if same_seed else metadata
-                existing = _grown(path, existing, wanted, members)
-                compare_plans(path, existing, wanted)
+                asked = metadata_for(existing["seed"]) if same_seed else metadata
+                existing = _grown(path, existing, asked, members)
+                compare_plans(path, existing, asked)
                 directory = cls(path, existing)
                 directory.check_plan()  # from now on, every worker requires this plan
                 return directory
@@ -433,8 +433,8 @@ class RetrainDir:
     def _has_grown(self, digest: str) -> bool:
         """Whether the plan on disk has all models of this one, and more; if so, its digest is expected from now on."""
         try:
-            found = read_metadata(self.path)
-            grown = _continues(self.path, self.metadata, found, _plan_in(self.path, found).unrecorded())
+            current = read_metadata(self.path)
+            grown = _continues(self.path, self.metadata, current, _plan_in(self.path, current).unrecorded())
         except (FileNotFoundError, ValueError):
             return False
         if grown:
@@ -478,7 +478,7 @@ class RetrainDir:
     def prepare(self, task: Task) -> None:
         """Create the folder of a task with its training positions, or check that existing ones are the same."""
         folder = self.folder(task.subset)
-        _refuse_link(folder)
+        refuse_link(folder)
         folder.mkdir(exist_ok=True)
         name = self.plan.indices_file(task)
         if name is None:
@@ -514,14 +514,6 @@ class RetrainDir:
                 f"{file} was edited or is truncated. Delete the folder {file.parent} and retrain the subset."
             )
         return positions
-
-
-def _refuse_link(folder: Path) -> None:
-    """`ValueError` if a folder of a directory is a link: nothing outside the directory is written or removed."""
-    if folder.is_symlink():
-        raise ValueError(
-            f"{folder} is a link to another folder; linked folders are neither written to nor removed. Remove the link."
-        )
 
 
 def _digest_of(file: Path) -> str:
@@ -576,8 +568,8 @@ _NOTHING = _Nothing()
 def _differences(name: str, recorded: Any, expected: Any) -> list[str]:
     """Differing values, each with the keys that lead to it."""
     if not (isinstance(recorded, Mapping) and isinstance(expected, Mapping)):
-        there, here = (shortened(repr(value)) for value in (recorded, expected))
-        return [] if recorded == expected else [f"{name}: {there} there, {here} in this call"]
+        before, now = (shortened(repr(value)) for value in (recorded, expected))
+        return [] if recorded == expected else [f"{name}: {before} there, {now} in this call"]
     keys = sorted({*recorded, *expected}, key=str)
     pairs = [(f"{name}.{key}", recorded.get(key, _NOTHING), expected.get(key, _NOTHING)) for key in keys]
     return [line for pair in pairs for line in _differences(*pair)]
@@ -611,8 +603,8 @@ def _all_differences(recorded: Mapping[str, Any], expected: Mapping[str, Any]) -
         compared = ["mode"]
     recorded = {**_defaults(recorded), **recorded}
     recorded["train_func"] = _RENAMED.get(recorded["train_func"], recorded["train_func"])
-    found = {name: _differences(name, recorded.get(name), expected[name]) for name in compared}
-    return {name: lines for name, lines in found.items() if lines}
+    differences = {name: _differences(name, recorded.get(name), expected[name]) for name in compared}
+    return {name: lines for name, lines in differences.items() if lines}
 
 
 def _defaults(recorded: Mapping[str, Any]) -> dict[str, Any]:
@@ -643,28 +635,28 @@ def _subset_folders(path: Path) -> list[Path]:
 
 # %% ../../nbs/model_util/04_retrain_dir.ipynb #3acd0a72
 def _grown(
-    path: Path, existing: dict[str, Any], wanted: dict[str, Any], members: np.ndarray | None
+    path: Path, existing: dict[str, Any], asked: dict[str, Any], members: np.ndarray | None
 ) -> dict[str, Any]:
     """The plan at `path`, replaced by the one of this call if that has the same models and more."""
-    if not _continues(path, existing, wanted, members):
+    if not _continues(path, existing, asked, members):
         return existing
     with FileLock(path / ".metadata.lock"):
         existing = read_metadata(path)  # another process may have been first
-        if not _continues(path, existing, wanted, members):
+        if not _continues(path, existing, asked, members):
             return existing
         if members is not None:
-            _write_members(path, wanted, members)
-        grown = _signed({**wanted, **{name: existing[name] for name in _VERSIONS if name in existing}})
+            _write_members(path, asked, members)
+        grown = _signed({**asked, **{name: existing[name] for name in _VERSIONS if name in existing}})
         _write_plan(path, grown, replace=True)
         return grown
 
 
-def _continues(path: Path, existing: dict[str, Any], wanted: dict[str, Any], members: np.ndarray | None) -> bool:
+def _continues(path: Path, existing: dict[str, Any], asked: dict[str, Any], members: np.ndarray | None) -> bool:
     """Whether a plan has all models of the existing one, trained in the same way, and more."""
-    if existing.get("format") != FORMAT or existing["mode"] != wanted["mode"]:
+    if existing.get("format") != FORMAT or existing["mode"] != asked["mode"]:
         return False
-    plan = plan_of(wanted, **({} if members is None else {"members": members}))
-    return plan.extends(_plan_in(path, existing)) and {*_all_differences(existing, wanted)} <= {*plan.record()}
+    plan = plan_of(asked, **({} if members is None else {"members": members}))
+    return plan.extends(_plan_in(path, existing)) and {*_all_differences(existing, asked)} <= {*plan.record()}
 
 
 def _write_plan(path: Path, metadata: dict[str, Any], *, replace: bool) -> None:
@@ -713,7 +705,7 @@ def _discard_plan(path: Path, mode: str) -> list[Path]:
 def _discard_models(folders: Iterable[Path]) -> None:
     """Remove the models in these folders, and everything that was written with them."""
     for folder in folders:
-        _refuse_link(folder)
+        refuse_link(folder)
         patterns = ("model_weights*.pt", kept_file("*", "model_weights.pt"), "indices.txt")
         for file in [file for pattern in patterns for file in folder.glob(pattern)]:
             file.unlink(missing_ok=True)
@@ -728,7 +720,7 @@ def find_missing(directory: RetrainDir, tasks: Sequence[Task]) -> tuple[list[Tas
     """
     sweep(directory.path)
     for folder in map(directory.folder, {task.subset for task in tasks}):
-        _refuse_link(folder)
+        refuse_link(folder)
         sweep(folder)
     missing = [task for task in tasks if not directory.is_done(task)]
     files = [directory.checkpoint(task.subset, task.run) for task in missing]
@@ -784,25 +776,20 @@ def _card(directory: RetrainDir) -> list[list[str]]:
     num_models = len(directory.subsets) * runs
     files = _missing(directory.checkpoint(subset, run) for subset in directory.subsets for run in range(runs))
     missing, most = [f"{file.parent.name}/{file.name}" for file in files], "at most " * bool(_least(files))
-    is_loo = directory.kind.mode == "loo"
-    lots = "each without one sample" if is_loo else f"{len(directory.subsets)} subsets of {runs} run{'s' * (runs > 1)}"
+    lots = directory.kind.summary(len(directory.subsets), runs)
+    seed = f"seed {metadata['seed']}" if "seed" in metadata else "another tool"
     rows = [
         ["retrained models", path],
-        ["trained by", f"{metadata['train_func']}, {metadata.get('data_length', '?')} samples, {_seed_of(metadata)}"],
+        ["trained by", f"{metadata['train_func']}, {metadata.get('data_length', '?')} samples, {seed}"],
         ["models", f"{most}{num_models - len(missing)} of {num_models} found ({lots})"],
     ]
     if missing:
         more = f" and {_least(files)}{len(missing) - 3} more" * (len(missing) > 3)
         rows.append(["missing", ", ".join(missing[:3]) + more])
     if not missing:
-        kind = "loo" if is_loo else "lds"
-        rows.append(["next", f"calculate_{kind}_ground_truth(target_func, {path!r}, test_dataloader)"])
+        call = f"calculate_{directory.kind.ground_truth}_ground_truth(target_func, {path!r}, test_dataloader)"
+        rows.append(["next", call])
     elif "format" in metadata:
         with suppress(ValueError, OSError):  # the subsets cannot be read: an error where they are needed
             rows.append(["next", shortened(_call(directory, path))])
     return rows
-
-
-def _seed_of(metadata: Mapping[str, Any]) -> str:
-    """The seed, or that it is not known."""
-    return f"seed {metadata['seed']}" if "seed" in metadata else "another tool"

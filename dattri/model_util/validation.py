@@ -30,6 +30,12 @@ def is_number(value: Any) -> TypeGuard[float]:
     """Whether a value is a real number, such as a numpy float, and not a boolean."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
+# %% ../../nbs/model_util/11_validation.ipynb #new_check_confidence
+def check_confidence(confidence: Any) -> None:
+    """`ValueError` unless it is a number in (0, 1)."""
+    if not is_number(confidence) or not 0 < confidence < 1:
+        raise ValueError(f"confidence: expected a number in (0, 1), got {confidence!r}")
+
 # %% ../../nbs/model_util/11_validation.ipynb #113ff5b1
 def check_ratio(subset_ratio: Any) -> float:
     """`subset_ratio` as a float; `ValueError` if it is not a number."""
@@ -99,3 +105,9 @@ def checked_home(path: str | os.PathLike, name: str = "path") -> Path:
     if home.exists() and not home.is_dir():
         raise NotADirectoryError(f"{name}: {home} is a file; expected a directory, either new or from an earlier call")
     return home
+
+# %% ../../nbs/model_util/11_validation.ipynb #new_refuse_link
+def refuse_link(place: Path, name: str = "path") -> None:
+    """`ValueError` naming the argument if a place is a link: nothing elsewhere is read, written or removed."""
+    if place.is_symlink():
+        raise ValueError(f"{name}: {place} is a link, and links are not followed; remove it, or use another path")
