@@ -179,4 +179,5 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     """What `dir` and completion show."""
-    return sorted({*_HOMES, *(name for name in globals() if not name.startswith("_") or name.endswith("__"))})
+    shown = {name for name in globals() if not name.startswith("_") or name.endswith("__")}
+    return sorted({*_HOMES, "plot", *shown})

@@ -123,7 +123,7 @@ assert "torch" not in sys.modules and "numpy" not in sys.modules
 print(*listed)
 """
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert {*FRONT_DOOR, "__version__"} <= {*shown}
+    assert {*FRONT_DOOR, "plot", "__version__"} <= {*shown}
     with pytest.raises(AttributeError, match=r"no attribute 'retrain_ldss'.*it offers retrain_loo"):
         dattri.retrain_ldss  # noqa: B018
 
