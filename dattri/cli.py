@@ -10,21 +10,55 @@ import json
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from functools import partial
 from importlib.metadata import version as installed_version
 from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 # %% auto #0
 __all__ = []
 
 # %% ../nbs/cli.ipynb #d518019d
-app = typer.Typer(help="Is your training-data attribution right? Retrain, measure, and know.", no_args_is_help=True)
+_UsageError: Any = typer.BadParameter.__base__
+
+
+class _Commands(TyperGroup):
+    """The commands; a missing, unknown or misspelt option is an error of one line, as any other."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Run a command; exits with its status if it stands alone."""
+        alone = options.pop("standalone_mode", True)
+        run: Callable[[], Any] = partial(super().main, *args, **options | {"standalone_mode": False})
+        if not alone:
+            return run()
+        try:
+            status = run()
+        except typer.Abort:
+            status = 1
+        except _UsageError as error:
+            status = error.exit_code
+            _show_usage_error(error)
+        sys.exit(status if isinstance(status, int) else 0)
+
+
+def _show_usage_error(error: Any) -> None:
+    """One line on a wrong call, or the help if nothing was asked for."""
+    message, command = error.format_message(), error.ctx.command_path if error.ctx else "dattri"
+    if type(error).__name__ == "NoArgsIsHelpError":
+        typer.echo(message, err=True)
+        return
+    typer.secho(f"Error: {' '.join(message.split()).rstrip('.')}; see {command} --help", err=True, fg="red")
+
+
+app = typer.Typer(
+    cls=_Commands, help="Is your training-data attribution right? Retrain, measure, and know.", no_args_is_help=True
+)
 
 
 def _show_version(asked: bool) -> None:
