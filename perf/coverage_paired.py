@@ -2,8 +2,8 @@
 
 Run with `python perf/coverage_paired.py [repeats] [part ...]`; 400 repeats take about an hour on two cores. Cells
 with many test samples have fewer. As in coverage.py, simulated values have a known truth, and test samples share
-nothing, half of their variance, or everything. Parts are the functions, and "ceilings", "digits" and "widths"; the
-others stay as they were measured before.
+nothing, half of their variance, or everything. Parts are the functions, and "ceilings", "digits", "widths", "pairs"
+(two methods on the digits) and "plans" (of comparisons); the others stay as they were measured before.
 """
 
 import json
@@ -18,7 +18,7 @@ import scipy.optimize
 import scipy.special
 import scipy.stats
 import torch
-from coverage import NUM_TRAIN, SHARES, SPREAD, SUBSETS, TESTS, shared_normal
+from coverage import NUM_TRAIN, SHARES, SPREAD, SUBSETS, TESTS, digits_population, shared_normal
 from joblib import Parallel, delayed
 from measure import DEVICE, RESULTS, machine
 from torch import nn
@@ -27,7 +27,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from dattri.benchmark.datasets import digits
 from dattri.demo import METHODS
 from dattri.metric import lds, lds_interval
-from dattri.metric.ceiling import ceiling_share, lds_ceiling, plan_lds
+from dattri.metric.ceiling import ceiling_share, lds_ceiling, plan_comparison, plan_lds
+from dattri.metric.correlation import Predictions
 from dattri.metric.ground_truth import GroundTruth
 from dattri.metric.uncertainty import compare_lds, compare_loo, compare_mislabel, loo_interval, mislabel_interval
 from dattri.model_util.ensemble import EnsembleTrainer
@@ -368,6 +369,176 @@ def digits_scores():
     return {name: method(model, *data) for name, method in METHODS.items()}
 
 
+def digits_pairs(scores, truth):
+    """Predictions of two methods for each subset of the digits.
+
+    The methods of the last two pairs have the same mean LDS: noise is added to one until they are equal.
+    """
+    mask = torch.zeros(len(truth.values), len(scores["random"]), dtype=torch.float64).scatter_(1, truth.indices, 1)
+    influence, gradient, chance = (mask @ score.double() for score in scores.values())
+    generator = torch.Generator().manual_seed(0)
+    normal = torch.randn(2, *scores["random"].shape, generator=generator, dtype=torch.float64)
+    noises = mask @ (normal * scores["influence function"].double().std(0))
+    little, other = noises * 0.3
+    return {
+        "influence function, gradient dot product": (influence, gradient),
+        "gradient dot product, random": (gradient, chance),
+        "influence function, the same with noise": (influence, influence + little),
+        "equal: influence function with noise, gradient dot product": (
+            equal_to(gradient, influence, noises[0], truth), gradient,
+        ),
+        "equal: influence function with noise, with other noise": (
+            influence + little, equal_to(influence + little, influence, other, truth),
+        ),
+    }  # fmt: skip
+
+
+def mean_lds(predicted, truth):
+    """Mean LDS of predictions over all subsets and test samples."""
+    return float(lds(Predictions(predicted), truth).correlation.double().mean())
+
+
+def equal_to(wanted, predicted, noise, truth):
+    """Predictions with as much noise as gives them the mean LDS of those wanted."""
+    value = mean_lds(wanted, truth)
+    amount = scipy.optimize.brentq(lambda part: mean_lds(predicted + part * noise, truth) - value, 0, 100, xtol=1e-6)
+    return predicted + amount * noise
+
+
+def draw_predictions(generator, pair, truth, num_subsets, num_tests):
+    """Some of the subsets and test samples, with replacement."""
+    rows = generator.integers(len(truth.values), size=num_subsets)
+    columns = generator.integers(truth.values.shape[1], size=num_tests)
+    drawn = truth.values[rows][:, columns], truth.indices[rows]
+    return *(Predictions(part[rows][:, columns]) for part in pair), drawn
+
+
+def judged(seed, repeats, draw, value):
+    """How many comparisons have an interval that holds the value, a p-value below 0.05, and one below 0.01."""
+    warnings.simplefilter("ignore")  # a draw may hold a constant column
+    torch.set_num_threads(1)
+    generator = np.random.default_rng(seed)
+    found = [compare_lds(*draw(generator)) for _ in range(repeats)]
+    return np.array([(one.low <= value <= one.high, one.pvalue < 0.05, one.pvalue < 0.01) for one in found]).sum(0)
+
+
+def compared_digits(pool, repeats):
+    """Coverage and rejections of comparisons on the digits, for few and many subsets and test samples."""
+    scores, truth = digits_population()
+    pairs = digits_pairs(scores, truth)
+    for (name, pair), num_subsets, num_tests in product(pairs.items(), SUBSETS, TESTS):
+        piece = max(int(repeats * (0.5 if num_tests > 100 else 1)) // 4, 1)
+        value = mean_lds(pair[0], truth) - mean_lds(pair[1], truth)
+        draw = partial(draw_predictions, pair=pair, truth=truth, num_subsets=num_subsets, num_tests=num_tests)
+        counts = sum(pool(delayed(judged)(seed, piece, draw, value) for seed in range(4)))
+        shares = dict(zip(("coverage", "rejected", "rejected_1"), (counts / (4 * piece)).tolist(), strict=True))
+        yield {"pair": name, "num_subsets": num_subsets, "num_tests": num_tests, "repeats": 4 * piece,
+               "truth": value, **shares}  # fmt: skip
+
+
+PLAN = {"num_subsets": (25, 100), "num_runs": (1, 2, 4)}
+PLAN_TESTS = (20, 80)  # a pilot has as many as the first; a large one as the last
+LARGE_PILOT, LARGE_PILOTS = 200, 3
+
+
+def simulated_pair(generator, num_tests, reliability, share, parts):
+    """A function that draws runs beside two methods, which see more of some test samples than of others."""
+    signal, *own = orthonormal(generator, num_tests, share, 3)
+    varied = SPREAD * (share < 1) * generator.standard_normal((2, num_tests))
+    seen = np.tanh(np.arctanh(parts)[:, None] + varied)
+    pair = [torch.from_numpy(part * signal + (1 - part**2) ** 0.5 * rest) for part, rest in zip(seen, own, strict=True)]
+    return lambda *sizes: (*pair, runs_on(*sizes, generator, signal, reliability, share))
+
+
+def simulated_difference(num_runs, reliability, share, parts):
+    """Their true difference with so many runs."""
+    noisy = (num_runs * reliability / (1 + (num_runs - 1) * reliability)) ** 0.5
+    a, b = (expected(lambda pearson: spearman(noisy * pearson), np.arctanh(part), share) for part in parts)
+    return a - b
+
+
+def digits_pair(generator, num_tests, pair, targets):
+    """A function that draws subsets and runs of the digits beside two methods, for some test samples."""
+    columns = torch.from_numpy(generator.integers(targets.values.shape[2], size=num_tests))
+
+    def draw(num_subsets, num_runs):
+        rows = torch.from_numpy(generator.integers(len(targets.values), size=num_subsets))
+        runs = torch.from_numpy(generator.permutation(targets.values.shape[1])[:num_runs])
+        values = targets.values[rows][:, runs][:, :, columns]
+        return *(Predictions(part[rows][:, columns]) for part in pair), GroundTruth(values, targets.indices[rows])
+
+    return draw
+
+
+def digits_difference(num_runs, pair, targets):
+    """Difference of the methods over all subsets and test samples, for means over the first runs."""
+    a, b = (mean_lds(part, (-targets.values[:, :num_runs].mean(1), targets.indices)) for part in pair)
+    return a - b
+
+
+def pilot_plans(made, num_subsets, num_tests, pilots):
+    """Differences, widths and powers that the plans of some pilots tell, (pilots, 3), for each number of all."""
+    said = {}
+    for _ in range(pilots):
+        pilot = made(num_tests)(num_subsets, 2)
+        for planned_tests in PLAN_TESTS:
+            for row in plan_comparison(*pilot, num_tests=planned_tests, **PLAN).rows:
+                said.setdefault((*row[:2], planned_tests), []).append((row.difference, row.width, row.power))
+    return {sizes: np.array(rows) for sizes, rows in said.items()}
+
+
+def found_comparison(draw, num_subsets, num_runs):
+    """Width of the interval of one comparison, and whether it excludes 0."""
+    a, b, targets = draw(num_subsets, num_runs)
+    one = compare_lds(a, b, truth_of(targets))
+    return one.high - one.low, one.low > 0 or one.high < 0
+
+
+def compared_plans(seed, make, difference, pilots, repeats):
+    """Per row of a plan: what pilots of 40 subsets and large ones say, and what comparisons find."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    made = partial(make, np.random.default_rng(seed))
+    said = pilot_plans(made, 40, PLAN_TESTS[0], pilots)
+    large = pilot_plans(made, LARGE_PILOT, PLAN_TESTS[-1], LARGE_PILOTS)
+    found = {sizes: [] for sizes in said}
+    for num_tests, _ in product(PLAN_TESTS, range(repeats)):
+        draw = made(num_tests)
+        for num_subsets, num_runs in product(*PLAN.values()):
+            found[num_subsets, num_runs, num_tests].append(found_comparison(draw, num_subsets, num_runs))
+    rows = []
+    for sizes, (told, told_large) in {sizes: (said[sizes], large[sizes]) for sizes in said}.items():
+        width, power = np.mean(found[sizes], axis=0)
+        low, high = np.percentile(told[:, 1:], [5, 95], axis=0)
+        rows.append({
+            **dict(zip(("num_subsets", "num_runs", "num_tests"), sizes, strict=True)),
+            "pilots": pilots, "repeats": repeats,
+            "truth": difference(sizes[1]), "difference": float(told[:, 0].mean()),
+            "width": float(width), "width_said": float(told[:, 1].mean()), "width_low": float(low[0]),
+            "width_high": float(high[0]), "width_large": float(told_large[:, 1].mean()),
+            "power": float(power), "power_said": float(told[:, 2].mean()), "power_low": float(low[1]),
+            "power_high": float(high[1]), "power_large": float(told_large[:, 2].mean()),
+        })  # fmt: skip
+    return rows
+
+
+def planned_comparisons(pool, population, repeats):
+    """Plans of comparisons in simulations and on the digits, said and found."""
+    settings = {}
+    for (name, share), reliability, parts in product(SHARES.items(), (0.2, 0.9), ((0.6, 0.6), (0.7, 0.5))):
+        known = {"reliability": reliability, "share": share, "parts": parts}
+        kind = f"{name}, reliability {reliability}, parts {parts[0]} and {parts[1]}"
+        settings[kind] = partial(simulated_pair, **known), partial(simulated_difference, **known)
+    targets = population("logistic regressions")
+    for name, pair in digits_pairs(digits_scores(), GroundTruth(-targets.values[:, 0], targets.indices)).items():
+        known = {"pair": pair, "targets": targets}
+        settings[f"digits, {name}"] = partial(digits_pair, **known), partial(digits_difference, **known)
+    counts = max(repeats // 24, 2), max(repeats // 8, 2)
+    jobs = (delayed(compared_plans)(seed, *made, *counts) for seed, made in enumerate(settings.values()))
+    for kind, rows in zip(settings, pool(jobs), strict=True):
+        yield from ({"kind": kind, **row} for row in rows)
+
+
 def all_digits(population):
     """Ceilings on the digits, of both models."""
     for name in MODELS:
@@ -401,7 +572,7 @@ def measured(pool, repeats, wanted):
 def main():
     """Measure, print and keep."""
     repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 400
-    wanted = sys.argv[2:] or [*NAMES, "ceilings", "digits", "widths"]
+    wanted = sys.argv[2:] or [*NAMES, "ceilings", "digits", "widths", "pairs", "plans"]
     file = RESULTS / f"coverage-paired-{DEVICE}.json"
     record = json.loads(file.read_text()) if file.exists() else {}
     with Parallel(n_jobs=-1, return_as="generator") as pool:
@@ -413,6 +584,8 @@ def main():
             "ceilings": partial(ceilings, pool),
             "digits": partial(all_digits, population),
             "widths": partial(planned, population),
+            "pairs": partial(compared_digits, pool, repeats),
+            "plans": partial(planned_comparisons, pool, population, repeats),
         }
         for part, make in parts.items():
             if part in wanted:

@@ -687,6 +687,17 @@ def test_plan_of_a_comparison_has_the_interval_of_its_pilot(sizes):
     assert turned == pytest.approx(row._replace(difference=-row.difference))
 
 
+def test_power_of_a_planned_comparison_counts_intervals_on_both_sides_of_zero():
+    _, b, targets = pilot_pair(np.random.default_rng(3), 30, 2)
+    noise = torch.tensor(np.random.default_rng(4).standard_normal((2, *b.shape)))
+    lowest = []
+    for amount in np.linspace(0.8, 1.2, 9):  # the mean LDS of one passes that of the other
+        rows = plan_comparison(b + noise[0], b + amount * noise[1], targets, confidence=0.9).rows
+        assert all(0.1 <= row.power <= 1 for row in rows)  # a difference of 0 is still excluded in one case of ten
+        lowest.append(min(row.power for row in rows))
+    assert min(lowest) < 0.12
+
+
 def test_plan_of_a_comparison_says_what_comparisons_find():
     generator = np.random.default_rng(0)
     sizes = [(40, 1), (40, 3), (80, 1), (80, 2)]
