@@ -240,6 +240,7 @@ WRONG_SUBSETS = {
     "beyond the samples": (lambda: halves() + 31, "names positions 31 to 90"),
     "negative": (lambda: halves() - 1, "names positions -1 to"),
     "fractions": (lambda: halves() / 2, "whole numbers"),
+    "infinite": (lambda: halves() + torch.inf, "whole numbers"),
     "fewer": (lambda: halves()[1:], "one subset for each row"),
 }
 
