@@ -182,7 +182,7 @@ def test_an_incomplete_directory_of_another_tool_names_what_is_missing(tmp_path)
 
 
 FORMATS = {
-    "before torch 1.6": ({"_use_new_zipfile_serialization": False}, "save it again with torch.save"),
+    "before torch 1.6": ({"_use_new_zipfile_serialization": False}, "Save it again with torch.save"),
     "another protocol": ({"pickle_protocol": 4}, "Save it again with torch.save"),
 }
 

@@ -413,7 +413,7 @@ def _foreign(path: Path, start: bytes) -> UnusableFileError:
     if start.startswith(b"\x80"):  # perhaps a good model, which must not be deleted
         return UnusableFileError(
             f"{path} is a bare pickle, such as torch wrote before torch 1.6",
-            "Load it with torch.load(file, weights_only=True), and save it again with torch.save.",
+            "Save it again with torch.save of torch 1.6 or later.",
         )
     return UnusableFileError(f"{path} is not a file of torch.save (it starts with {start!r})")
 
