@@ -23,7 +23,7 @@ from .settings import Setting
 from .workspace import Workspace, tensor_name
 from ..model_util.checkpoint import atomic_write, sweep, to_bytes
 from ..model_util.parallel import one_bar
-from ..model_util.validation import check_n_jobs, check_partition
+from ..model_util.validation import check_flag, check_n_jobs, check_partition
 from ..model_util.retrain_dir import RetrainDir
 from ..model_util.threads import on_cpu
 
@@ -114,6 +114,7 @@ def build_benchmark(
             f"setting: expected a Setting, got {type(setting).__name__}; find_setting(model, dataset) returns one"
         )
     check_n_jobs(n_jobs)
+    check_flag("overwrite", overwrite)
     asked = _find_metrics(setting, setting.metrics if metrics is None else metrics)
     workspace = Workspace.open(setting.to(device), path, data)
     with alone(workspace.folder):
@@ -248,6 +249,7 @@ def retrain_setting(
     """
     find_group(mode)
     check_n_jobs(n_jobs)
+    check_flag("overwrite", overwrite)
     check_partition(partition)
     workspace = Workspace.open(setting, path, data)
     workspace.adopt_earlier()

@@ -320,7 +320,7 @@ class RetrainDir:
     @classmethod
     def open(cls, path: str | os.PathLike, *modes: str) -> RetrainDir:
         """Open the directory at `path` for reading; `ValueError` if it was not written for one of `modes`."""
-        metadata = read_metadata(checked_path(path))
+        metadata = read_metadata(checked_path(path, "retrain_dir"))
         if metadata["mode"] not in modes:
             raise ValueError(
                 f"retrain_dir: {path} was written by retrain_{metadata['mode']}; "
