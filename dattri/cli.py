@@ -15,6 +15,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppres
 from functools import partial
 from importlib.metadata import version as installed_version
 from io import StringIO
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -431,7 +432,7 @@ class _WithBaselines(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Options with the value that may be omitted."""
         filled: list[str] = []
-        for part, after in zip(args, [*args[1:], "--"], strict=True):
+        for part, after in pairwise([*args, "--"]):
             filled += [part, "all"] if part == "--baselines" and after.startswith("-") else [part]
         return super().parse_args(ctx, filled)
 
@@ -488,6 +489,8 @@ def leaderboard(
     if ground_truth is not None:
         if published:
             raise ValueError("--from: published scores are for a benchmark; pass --model and --dataset")
+        if not methods:
+            raise ValueError("--scores: missing; with --ground-truth, pass what to judge as --scores NAME=FILE")
         setting: Any = read_ground_truth(ground_truth)
         metrics = metric
     else:

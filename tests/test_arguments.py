@@ -8,6 +8,7 @@ import torch
 from helpers import files, make_loader, train
 from torch import nn
 
+from dattri.metric import calculate_lds_ground_truth
 from dattri.model_util.ensemble import EnsembleTrainer
 from dattri.model_util.retrain import retrain_lds, retrain_loo
 
@@ -99,6 +100,26 @@ def test_other_arguments_are_refused_before_anything_is_written(function, kwargs
         with pytest.raises(TypeError, match=message):
             retrain_lds(function, make_loader(), tmp_path / name, overwrite=overwrite, **kwargs)
     assert files(tmp_path) == before and not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("wrong", [{"overwrite": "no"}, {"overwrite": 1}, {"overwrite": None}, {"seed": True}], ids=str)
+@pytest.mark.parametrize("verb", [retrain_loo, retrain_lds])
+def test_no_text_or_number_stands_for_yes_and_deletes_models(verb, wrong, tmp_path):
+    verb(train, make_loader(), tmp_path, seed=0)
+    before = files(tmp_path)
+    [(name, value)] = wrong.items()
+    with pytest.raises(ValueError, match=rf"{name}: expected .*, got {value!r}"):
+        verb(train, make_loader(), tmp_path, **{"seed": 1, **wrong})
+    assert files(tmp_path) == before
+
+
+def test_targets_are_real_numbers(tmp_path):
+    retrain_lds(train, make_loader(), tmp_path, num_subsets=2, seed=0)
+    for values in (torch.zeros(12, dtype=torch.complex64), torch.zeros(12).to_sparse()):
+        with pytest.raises(ValueError, match=r"what target_func returned for .*_0\.pt: expected real numbers"):
+            calculate_lds_ground_truth(lambda *_, values=values: values, tmp_path, make_loader())
+    with pytest.raises(ValueError, match=r"^retrain_dir: expected the name of a directory, got <function"):
+        calculate_lds_ground_truth(tmp_path, train, make_loader())
 
 
 def test_retrain_loo_names_its_own_options(tmp_path):

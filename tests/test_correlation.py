@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from fractions import Fraction
 from functools import partial
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import scipy.stats
 import torch
 
-from dattri.metric import lds, lds_interval, loo_corr
+from dattri.metric import lds, lds_interval, loo_corr, loo_interval
 
 NUM_TRAIN, NUM_TEST, NUM_SUBSETS = 60, 4, 25
 
@@ -126,6 +127,35 @@ def test_extreme_sizes_are_no_harm():
     assert_as_scipy(loo_corr(x, (y, torch.arange(500))), x, y, scipy.stats.pearsonr)
 
 
+EXTREME = {
+    "near the end of float64": lambda draw: draw.choice([1e308, -1.5e308, 1.7e308], 30),
+    "of one sign near the end": lambda draw: 1.7e308 - 1e307 * draw.random(30),
+    "multiples of the smallest number": lambda draw: 5e-324 * draw.integers(0, 5, 30),
+    "a mean of 1e15": lambda draw: 1e15 + draw.normal(size=30),
+    "last bits": lambda draw: 1 + draw.integers(0, 4, 30) * 2.0**-52,
+    "one outlier": lambda draw: np.append(draw.normal(size=29), 1e200),
+}
+
+
+def exact_pearson(x, y):
+    """Pearson's correlation in rational numbers."""
+    a, b = ([Fraction(float(value)) for value in values] for values in (x, y))
+    a, b = ([value - sum(values) / len(values) for value in values] for values in (a, b))
+    product = sum(left * right for left, right in zip(a, b, strict=True))
+    share = product * product / (sum(left * left for left in a) * sum(right * right for right in b))
+    return math.sqrt(share) * (1 if product > 0 else -1)
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1.0, 1e300])
+@pytest.mark.parametrize("name", EXTREME)
+def test_loo_correlations_are_exact_at_any_scale(name, scale):
+    draw = np.random.default_rng(0)
+    x, y, removed = EXTREME[name](draw), scale * draw.normal(size=30), np.arange(30)
+    pair = x[:, None], (y[:, None], removed)
+    assert float(loo_corr(*pair).correlation) == pytest.approx(exact_pearson(x, y), abs=1e-14)
+    assert loo_interval(*pair).mean == pytest.approx(exact_pearson(x, y), abs=1e-14)
+
+
 SCORE = torch.tensor([[4.0, 0.0], [2.0, 1.0], [1.0, 2.0], [0.0, 5.0]])
 TARGETS, PAIRS = torch.tensor([[-0.1, -0.9], [-0.4, -0.2], [-0.8, -0.5]]), torch.tensor([[0, 1], [1, 2], [2, 3]])
 NAN = torch.tensor([[0.0, 0.0], [torch.nan, 0.0], [0.0, 0.0], [0.0, 0.0]])
@@ -240,6 +270,7 @@ WRONG_SUBSETS = {
     "beyond the samples": (lambda: halves() + 31, "names positions 31 to 90"),
     "negative": (lambda: halves() - 1, "names positions -1 to"),
     "fractions": (lambda: halves() / 2, "whole numbers"),
+    "infinite": (lambda: halves() + torch.inf, "whole numbers"),
     "fewer": (lambda: halves()[1:], "one subset for each row"),
 }
 

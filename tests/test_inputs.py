@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.sparse
 import torch
 
 from dattri.metric.inputs import as_real_tensor, check_real
@@ -30,6 +31,8 @@ REFUSED = {
     "date": (np.zeros(2, "M8[s]"), ValueError, r"dtype datetime64\[s\]"),
     "duration": (np.zeros(2, "m8[s]"), ValueError, r"dtype timedelta64\[s\]"),
     "sparse": (torch.eye(2).to_sparse(), ValueError, "to_dense"),
+    "sparse matrix": (scipy.sparse.csr_matrix(np.eye(2)), ValueError, "is sparse; pass values.toarray"),
+    "sparse array": (scipy.sparse.coo_array(np.eye(2)), ValueError, "is sparse; pass values.toarray"),
     "meta": (torch.ones(2, device="meta"), ValueError, "meta device"),
     "text itself": ("scores.npy", TypeError, "got str"),
     "nothing": (None, TypeError, "got NoneType"),

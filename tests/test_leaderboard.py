@@ -442,11 +442,14 @@ def test_the_command_with_ground_truth_of_ones_own(tmp_path):
     ]
     for others, message in (
         (["--model", "lr"], "got --ground-truth and --model"), (["--from", "you/scores"], "--from: published scores"),
+        ([], "--scores: missing"),
     ):  # fmt: skip
         run = CliRunner().invoke(app, [*options, *others])
         assert run.exit_code == 1 and message in run.output
     run = CliRunner().invoke(app, ["leaderboard", "--model", "lr"])
     assert run.exit_code == 1 and "--dataset missing; pass --model and --dataset, or --ground-truth FILE" in run.output
+    run = CliRunner().invoke(app, ["leaderboard"])
+    assert run.exit_code == 1 and "--model and --dataset missing; pass --model and --dataset" in run.output
 
 
 def test_what_a_method_does_reaches_no_other(home):

@@ -86,6 +86,17 @@ def test_every_class_of_pathlib_in_every_python(module, name, call, written, tmp
     assert torch.equal(values, expected(models))
 
 
+@pytest.mark.parametrize("indices", [range(12), range(0, 8, 7)], ids=str)
+def test_positions_given_as_a_range(indices, tmp_path):
+    """`retrain_loo(..., indices=range(50))` of the original library writes the range as a call."""
+    models = write_original(tmp_path, Path, whole=True)
+    metadata = yaml.unsafe_load((tmp_path / "metadata.yml").read_text()) | {"indices": indices}
+    (tmp_path / "metadata.yml").write_text(yaml.dump(metadata))
+    assert "builtins.range" in (tmp_path / "metadata.yml").read_text()
+    values, _ = read(tmp_path)
+    assert torch.equal(values, expected(models))
+
+
 def test_the_classes_are_those_of_pathlib():
     """None is left out."""
     classes = {name: value for name, value in vars(pathlib).items() if isinstance(value, type)}
@@ -104,6 +115,11 @@ REFUSED = {
     "name": "!!python/name:os.system ''",
     "object": "!!python/object:pathlib.PosixPath {{}}",
     "tuple": "!!python/tuple [index_3]",
+    "range of a call": "!!python/object/apply:builtins.range [!!python/object/apply:os.system ['touch {marker}']]",
+    "range of text": "!!python/object/apply:builtins.range [index_3]",
+    "range by name": "!!python/object/apply:builtins.range {{args: [3]}}",
+    "endless range": "!!python/object/apply:builtins.range [0, 3, 0]",
+    "call beside a range": "!!python/object/apply:builtins.eval ['3']",
 }
 
 
@@ -163,6 +179,22 @@ def test_an_incomplete_directory_of_another_tool_names_what_is_missing(tmp_path)
     (tmp_path / "index_3" / "model_weights.pt").unlink()
     with pytest.raises(FileNotFoundError, match=r"missing index_3/model_weights.pt \(of 3 files\). Another tool"):
         read(tmp_path)
+
+
+FORMATS = {
+    "before torch 1.6": ({"_use_new_zipfile_serialization": False}, "Save it again with torch.save"),
+    "another protocol": ({"pickle_protocol": 4}, "Save it again with torch.save"),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_models_in_other_formats_are_to_be_saved_again_and_not_deleted(name, tmp_path):
+    options, remedy = FORMATS[name]
+    models = write_original(tmp_path, Path, whole=True)
+    torch.save(models[3], tmp_path / "index_3" / "model_weights.pt", **options)
+    with pytest.raises(ValueError, match=rf"index_3/model_weights.pt .*{remedy}") as error:
+        read(tmp_path)
+    assert not any(words in str(error.value) for words in ("elete", "weights_only=False", "set to `False`", "\n"))
 
 
 def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):

@@ -156,6 +156,16 @@ def test_rows_in_any_order_are_read_from_what_takes_ascending_rows_only():
         torch.testing.assert_close(stored, loo_corr(TIES, (TRUTH[:7], rows)).correlation, equal_nan=True)
 
 
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_lists_are_not_rounded(question):
+    """Numbers of Python are float64, which default to float32 in torch."""
+    metric, truth = QUESTIONS[question]
+    close = 1 + 1e-9 * COUNTS.double()
+    expected, computed = metric(close, truth(100)), metric(close.tolist(), truth(100))
+    torch.testing.assert_close(computed.correlation, expected.correlation)
+    torch.testing.assert_close(metric(list(close), truth(100)).correlation, expected.correlation)
+
+
 @pytest.mark.parametrize("wrong", [None, 3, "scores.npy"])
 def test_what_is_no_matrix(wrong):
     with pytest.raises(TypeError, match="score: expected a matrix"):

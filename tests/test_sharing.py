@@ -302,15 +302,22 @@ def test_a_download_that_fails(on_hub, hub, home):
 
 
 @pytest.mark.parametrize("scores, words", [
-    (torch.ones(5, 12), "cannot be judged by points_lr, lds: ValueError"), (torch.ones(12, 5), "undefined"),
+    (torch.ones(12, 4), "cannot be judged by points_lr, lds: ValueError"), (torch.ones(12, 5), "undefined"),
     (torch.full((12, 5), torch.nan), "NaN"), (torch.ones(2, 3, 4), "expected shape"),
     ({"lds": matrix(), "auc": matrix()}, "a dict with keys among lds, loo, mislabel, got lds, auc"), ({}, "got"),
-    (torch.ones(11), "mislabel"), (matrix().to(torch.complex64), "complex"),
+    (matrix().to(torch.complex64), "complex"),
 ])  # fmt: skip
 def test_scores_that_are_not_published(hub, home, scores, words):
     with pytest.raises((ValueError, TypeError), match=f"(?s)scores.*{words}"):
         publish(home, scores=scores)
     assert hub.repos == {}
+
+
+@pytest.mark.parametrize("scores", [torch.ones(5, 12), torch.ones(11), {"mislabel": torch.ones(13)}])
+def test_nothing_is_built_for_scores_of_other_samples(hub, tmp_path, scores):
+    with pytest.raises(ValueError, match="expected one row for each of the 12 training samples"):
+        publish(tmp_path / "new", scores=scores)
+    assert not (tmp_path / "new").exists() and hub.repos == {}
 
 
 @pytest.mark.parametrize("claims, words", [

@@ -23,7 +23,7 @@ from .settings import Setting
 from .workspace import Workspace, tensor_name
 from ..model_util.checkpoint import atomic_write, sweep, to_bytes
 from ..model_util.parallel import one_bar
-from ..model_util.validation import check_n_jobs, check_partition
+from ..model_util.validation import check_flag, check_n_jobs, check_partition
 from ..model_util.retrain_dir import RetrainDir
 from ..model_util.threads import on_cpu
 
@@ -115,6 +115,7 @@ def build_benchmark(
             f"setting: expected a Setting, got {type(setting).__name__}; find_setting(model, dataset) returns one"
         )
     check_n_jobs(n_jobs)
+    check_flag("overwrite", overwrite)
     names = setting.metrics if metrics is None else metrics
     asked = [setting.metric(name) for name in (names if isinstance(names, (list, tuple)) and names else [names])]
     workspace = Workspace.open(setting.to(device), path, data)
@@ -245,6 +246,7 @@ def retrain_setting(
     """
     find_group(mode)
     check_n_jobs(n_jobs)
+    check_flag("overwrite", overwrite)
     check_partition(partition)
     workspace = Workspace.open(setting, path, data)
     workspace.adopt_earlier()

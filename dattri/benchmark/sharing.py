@@ -39,6 +39,7 @@ from .workspace import Workspace, tensor_name
 from ..metric.files import read_scores
 from ..metric.inputs import check_real
 from ..metric.kinds import KINDS
+from ..metric.report import check_rows
 
 # %% auto #0
 __all__ = ['publish_scores', 'Publication', 'SharedLeaderboard', 'leaderboard_from']
@@ -104,6 +105,8 @@ def publish_scores(
     setting = setting_of(benchmark)
     claims = _claims({"method": method, "seconds": "" if seconds is None else seconds, "hardware": hardware or ""})
     arrays = _arrays(scores, setting)
+    for array in arrays.values():
+        check_rows(array, setting.train_size)  # before anything is built
     entry = {metric: arrays[name] for metric, name in _names(arrays, setting).items()}
     board = evaluate({method: entry}, setting, metrics=list(entry), baselines=False, download_path=download_path)
     for row in board.rows:

@@ -447,11 +447,15 @@ def _pearson(x: Block, x_rows: torch.Tensor | None, y: torch.Tensor) -> torch.Te
 
 # %% ../../nbs/metric/01_correlation.ipynb #new_two_pass_pearson
 def two_pass_pearson(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Pearson correlation of columns in several passes, scaled against under- and overflow; nan if one is constant."""
-    constant = (x == x[0]).all(0) | (y == y[0]).all(0)
-    products = torch.ones_like(x)
-    for values in (x, y):
-        centred = values - values.mean(0)
-        centred = centred / centred.abs().amax(0)
-        products *= centred / torch.linalg.vector_norm(centred, dim=0)
-    return products.sum(0).masked_fill(constant, torch.nan)
+    """Pearson correlation of float64 columns in several passes; nan if one is constant."""
+    return (unit_columns(x) * unit_columns(y)).sum(0)
+
+# %% ../../nbs/metric/01_correlation.ipynb #newunit
+def unit_columns(values: torch.Tensor) -> torch.Tensor:
+    """Centred float64 columns of length 1, at any scale; nan if constant."""
+    half = torch.frexp(values.abs().amax(0)).exponent.double() / 2  # two factors, neither of which is too large
+    scaled = values * torch.exp2(-half.floor()) * torch.exp2(-half.ceil())
+    centred = scaled - scaled.mean(0)
+    centred = centred - centred.mean(0)  # the first mean is rounded, which matters if it is large
+    centred = centred / torch.linalg.vector_norm(centred, dim=0)
+    return centred.masked_fill((values == values[0]).all(0), torch.nan)

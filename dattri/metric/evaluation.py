@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from .inputs import check_real
 from dattri.model_util.checkpoint import (
     atomic_write,
     content_id,
@@ -67,6 +68,7 @@ def checked(values: Any, num_test: int, name: str) -> torch.Tensor:
             f"sample, shape ({num_test},): convert a list or an array with torch.as_tensor; a single number is not "
             "enough."
         )
+    check_real(f"what target_func returned for {name}", values)
     values = values.detach().cpu()
     if values.ndim == 0 and num_test == 1:
         values = values[None]

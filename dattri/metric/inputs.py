@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import scipy.sparse
 import torch
 
 # %% auto #0
@@ -75,6 +76,8 @@ def check_real(name: str, values: Any) -> None:
         )
     if isinstance(values, torch.Tensor):
         obstacle = _tensor_obstacle(values)
+    elif scipy.sparse.issparse(values):
+        obstacle = "is sparse; pass values.toarray()"
     elif getattr(values, "shape", None) is None or getattr(values, "dtype", None) is None:
         raise TypeError(f"{name}: got {kind}, which has no shape and dtype; pass a tensor or a numpy array")
     else:

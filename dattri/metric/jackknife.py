@@ -12,7 +12,7 @@ from typing import NamedTuple
 import scipy.special
 import torch
 
-from .correlation import RankedPair, two_pass_pearson
+from .correlation import RankedPair, two_pass_pearson, unit_columns
 from ..model_util.threads import map_blocks, row_blocks
 
 # %% auto #0
@@ -98,7 +98,7 @@ _DOMINANT = 1e-3  # a row dominates a column if less than this share of its sum 
 def linear_left_out(x: torch.Tensor, y: torch.Tensor) -> LeftOut:
     """Pearson correlations of the columns, (num_models, num_test), without each row in turn; nan where undefined."""
     count = len(x)
-    a, b = _normalised(x), _normalised(y)
+    a, b = unit_columns(x.double()), unit_columns(y.double())
     products = (a * b).sum(0)
     share = count / max(count - 1, 1)
     left_a, left_b = 1 - share * a.square(), 1 - share * b.square()
@@ -109,14 +109,6 @@ def linear_left_out(x: torch.Tensor, y: torch.Tensor) -> LeftOut:
         others = others + (others >= rows)
         without[rows, columns] = two_pass_pearson(x[others, columns].double(), y[others, columns].double())
     return LeftOut(products, without.T)
-
-
-def _normalised(values: torch.Tensor) -> torch.Tensor:
-    """Centred columns of length 1, float64; nan if constant."""
-    scaled = values.double() / values.double().abs().amax(0).clamp(min=5e-324)  # against over- and underflow
-    centred = scaled - scaled.mean(0)
-    centred = centred / torch.linalg.vector_norm(centred, dim=0)
-    return centred.masked_fill((values == values[0]).all(0), torch.nan)
 
 # %% ../../nbs/metric/16_jackknife.ipynb #2d00b891
 def pseudo_values(left_out: LeftOut) -> torch.Tensor:

@@ -153,7 +153,7 @@ class Scores:
 
     def __init__(self, score: Any) -> None:
         if isinstance(score, (list, tuple)) and not is_blocks(score):
-            score = torch.as_tensor(score)
+            score = as_real_tensor("score", score)
         if not _is_array(score) and (isinstance(score, (str, os.PathLike)) or not isinstance(score, Iterable)):
             raise TypeError(
                 f"score: expected a matrix or blocks of its columns, got {type(score).__name__}; load files first"

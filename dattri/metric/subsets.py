@@ -78,7 +78,7 @@ def _positions(values: Any, ndim: int) -> torch.Tensor:
 # %% ../../nbs/metric/06_subsets.ipynb #b40a5ffc
 def whole_numbers(positions: torch.Tensor) -> torch.Tensor:
     """Positions as int64; `ValueError` unless they are whole numbers."""
-    if positions.is_floating_point() and not bool((positions == positions.round()).all()):
+    if positions.is_floating_point() and not bool(((positions == positions.round()) & positions.isfinite()).all()):
         raise ValueError("ground_truth: the indices must be whole numbers, positions of training samples")
     return positions.long()
 

@@ -409,8 +409,12 @@ def _foreign(path: Path, start: bytes) -> UnusableFileError:
         return UnusableFileError(f"{path} is empty (0 bytes)")
     if start.startswith(b"\x93NUMPY"):
         return UnusableFileError(f"{path} was written by numpy.save, not by torch.save", "Rename it to end in .npy.")
-    old = "; one written before torch 1.6 must be saved again" * start.startswith(b"\x80")
-    return UnusableFileError(f"{path} was not written by torch.save (it starts with {start!r}{old})")
+    if start.startswith(b"\x80"):  # perhaps a good model, which must not be deleted
+        return UnusableFileError(
+            f"{path} is a bare pickle, such as torch wrote before torch 1.6",
+            "Save it again with torch.save of torch 1.6 or later.",
+        )
+    return UnusableFileError(f"{path} was not written by torch.save (it starts with {start!r})")
 
 
 def _not_by_torch(archive: zipfile.ZipFile, data: memoryview) -> str | None:
@@ -562,7 +566,16 @@ def _by_torch(path: Path, data: memoryview, classes: dict[str, Any]) -> Any:
         try:
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         except Exception as error:
-            raise ValueError(f"{path} was not loaded: {error}") from error
+            raise ValueError(
+                f"{path} was not loaded: torch's restricted unpickler cannot read it ({_reason(error)}). Save it again "
+                "with torch.save, without pickle_protocol=, or save model.state_dict()"
+            ) from error
+
+
+def _reason(error: Exception) -> str:
+    """What torch found, without its advice to allow any code."""
+    found = str(error).partition("WeightsUnpickler error:")[2] or str(error)
+    return found.strip().partition("\n")[0]
 
 
 def _refusal(path: Path, reason: str, refused: list[str]) -> str:

@@ -34,6 +34,7 @@ from .plan import LdsPlan, LooPlan, Plan, SubsetsPlan, Task, pack_subsets
 from .retrain_dir import DifferentRunError, RetrainDir, find_missing, plan_metadata
 from .seeds import check_seed, seeded
 from dattri.model_util.validation import (
+    check_flag,
     check_int,
     check_n_jobs,
     check_partition,
@@ -374,6 +375,7 @@ def _retrain(
     if not callable(train_func):
         raise TypeError(f"train_func: expected a function of a dataloader, got {type(train_func).__name__}")
     check_n_jobs(n_jobs)
+    check_flag("overwrite", overwrite)
     pool = _pool(devices, train_func, kwargs)
     _check_keywords(verb, train_func, kwargs, pool)
     plan = plan_for(check_seed(seed))

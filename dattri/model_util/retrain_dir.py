@@ -128,7 +128,7 @@ def _plan_in(path: Path, metadata: Mapping[str, Any]) -> Plan:
 
 # %% ../../nbs/model_util/04_retrain_dir.ipynb #65f92efd
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """The safe loader, which reads `pathlib` objects as text."""
+    """The safe loader, which reads `pathlib` objects as text, and ranges of positions."""
 
 
 def _path_text(loader: _Loader, node: yaml.Node, flavour: type[PurePath]) -> str:
@@ -148,6 +148,14 @@ _PATHS = {"Path": PurePosixPath, "PosixPath": PurePosixPath, "PurePath": PurePos
 for _how, _module, _name in product(("apply", "new"), ("pathlib", "pathlib._local"), _PATHS):
     _tag = f"tag:yaml.org,2002:python/object/{_how}:{_module}.{_name}"
     _Loader.add_constructor(_tag, partial(_path_text, flavour=_PATHS[_name]))
+
+
+def _positions(loader: _Loader, node: yaml.SequenceNode) -> range:
+    """A range, of which a file names the ends and the step."""
+    return range(*loader.construct_sequence(node))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:python/object/apply:builtins.range", _positions)
 
 
 _MOST_DEPTH = 20
@@ -312,7 +320,7 @@ class RetrainDir:
     @classmethod
     def open(cls, path: str | os.PathLike, *modes: str) -> RetrainDir:
         """Open the directory at `path` for reading; `ValueError` if it was not written for one of `modes`."""
-        metadata = read_metadata(checked_path(path))
+        metadata = read_metadata(checked_path(path, "retrain_dir"))
         if metadata["mode"] not in modes:
             raise ValueError(
                 f"retrain_dir: {path} was written by retrain_{metadata['mode']}; "

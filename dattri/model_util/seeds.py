@@ -44,8 +44,8 @@ def check_seed(seed: int | None) -> int:
         value = operator.index(seed)
     except TypeError:
         raise ValueError(f"seed: expected None or an integer of 0 or larger, got {seed!r}") from None
-    if value < 0:
-        raise ValueError(f"seed: expected None or an integer of 0 or larger, got {value}")
+    if value < 0 or isinstance(seed, bool):
+        raise ValueError(f"seed: expected None or an integer of 0 or larger, got {seed!r}")
     return value
 
 # %% ../../nbs/model_util/01_seeds.ipynb #7702e46e

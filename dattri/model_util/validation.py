@@ -11,6 +11,8 @@ from numbers import Real
 from pathlib import Path
 from typing import Any, TypeGuard
 
+import numpy as np
+
 # %% auto #0
 __all__ = []
 
@@ -53,6 +55,13 @@ def check_n_jobs(n_jobs: Any) -> int | None:
     if number == 0 or isinstance(n_jobs, bool):
         raise ValueError(f"n_jobs: expected None or an integer other than 0, such as 2 or -1, got {n_jobs!r}")
     return number
+
+# %% ../../nbs/model_util/11_validation.ipynb #newflag1
+def check_flag(name: str, value: Any) -> bool:
+    """`value` as a bool; `ValueError` naming the argument for anything else, such as the text "no"."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"{name}: expected True or False, got {value!r}")
+    return bool(value)
 
 # %% ../../nbs/model_util/11_validation.ipynb #d1f10356
 def check_shard(num_subsets: int, start_id: int, total_num_subsets: int) -> tuple[int, int]:
