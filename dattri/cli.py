@@ -342,8 +342,16 @@ def _listed(names: Iterable[str]) -> str:
     return f"{', '.join(most)} and {last}"
 
 
+def _check_place(option: str, file: Path) -> None:
+    """`ValueError` if a file that is written at the end cannot be there."""
+    above = next(folder for folder in file.absolute().parents if folder.exists())
+    if not file.name or file.is_dir() or not above.is_dir():
+        raise ValueError(f"{option}: expected the path of a file to write, got '{file}', a folder or below a file")
+
+
 def _check_suffix(option: str, file: Path, suffixes: Iterable[str]) -> None:
-    """`ValueError` unless a file that is written at the end has a known suffix."""
+    """`ValueError` unless a file that is written at the end has a known suffix, and a possible path."""
+    _check_place(option, file)
     if file.suffix not in suffixes:
         raise ValueError(f"{option}: expected a name that ends with {', '.join(suffixes)}, got {file.name!r}")
 
@@ -352,8 +360,9 @@ def _check_picture(picture: Path | None) -> None:
     """`ValueError` unless matplotlib can write the picture, as png if it has no suffix."""
     from matplotlib.backend_bases import FigureCanvasBase  # noqa: PLC0415  (heavy)
 
-    if picture is not None and picture.suffix:
-        _check_suffix("--picture", picture, [f".{known}" for known in FigureCanvasBase.get_supported_filetypes()])
+    if picture is not None:
+        known = [f".{suffix}" for suffix in FigureCanvasBase.get_supported_filetypes()]
+        _check_suffix("--picture", picture, known if picture.suffix else [""])
 
 # %% ../nbs/cli.ipynb #31a10819
 @app.command()

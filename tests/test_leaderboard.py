@@ -452,6 +452,25 @@ def test_the_command_with_ground_truth_of_ones_own(tmp_path):
     assert run.exit_code == 1 and "--model and --dataset missing; pass --model and --dataset" in run.output
 
 
+@pytest.mark.parametrize("place", ["folder", "", "truth.pt/a.png", "truth.pt/new/a.png"])
+@pytest.mark.parametrize("option", ["--picture", "--out", "--save-truth"])
+def test_files_that_cannot_be_written_are_refused_before_anything_is_done(option, place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    np.save("near.npy", NEAR.numpy())
+    Targets(RUNS, HALVES).save("truth.pt")
+    judging = ["--ground-truth", "truth.pt", "--scores"]
+    words = {
+        "--picture": ["evaluate", *judging, "near.npy"], "--out": ["leaderboard", *judging, "near=near.npy"],
+        "--save-truth": ["load", "--model", "lr", "--dataset", "digits", "--metric", "lds"],
+    }  # fmt: skip
+    run = CliRunner().invoke(app, [*words[option], option, place])
+    assert run.exit_code == 1 and not run.stdout
+    assert run.stderr.startswith(f"Error: {option}: expected the path of a file to write")
+    assert run.stderr.count("\n") == 1
+    assert {*map(str, tmp_path.iterdir())} == {str(tmp_path / name) for name in ("folder", "near.npy", "truth.pt")}
+
+
 def test_what_a_method_does_reaches_no_other(home):
     def spoils(attributes, metric):
         attributes["models_full"].clear()
