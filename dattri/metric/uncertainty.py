@@ -58,6 +58,11 @@ def lds_interval(
     subsets, so the plain mean can lie outside it. Training noise is part of the targets, not of the interval: with more
     runs per subset, the LDS itself would be higher.
 
+    Targets of few values, such as right or wrong predictions, need 20 subsets or more. With 10, many test samples have
+    equal targets for all subsets but one; these are left out, and the others are not representative. (In a simulation
+    with binary targets, an LDS of 0.8 and 50 test samples, 95% intervals held the mean in 43% of the draws of 10
+    subsets, and in 93% with 20 subsets and 20 test samples.)
+
     Parameters
     ----------
     score : tensor, shape (num_train, num_test)
