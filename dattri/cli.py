@@ -57,7 +57,28 @@ def _show_usage_error(error: Any) -> None:
     typer.secho(f"Error: {' '.join(message.split()).rstrip('.')}; see {command} --help", err=True, fg="red")
 
 
-app = typer.Typer(
+class _Command(TyperCommand):
+    """A command that refuses an option given twice, of which only the last value would count."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """The arguments, checked."""
+        given = [part.partition("=")[0] for part in args]
+        for option in self.params:
+            count = sum(given.count(name) for name in option.opts if name.startswith("-"))
+            if count > 1 and not getattr(option, "multiple", False):
+                raise typer.BadParameter(f"{option.opts[0]} was given {count} times; it takes one value", ctx=ctx)
+        return super().parse_args(ctx, args)
+
+
+class _App(typer.Typer):
+    """Commands that check their options."""
+
+    def command(self, name: str | None = None, *, cls: Any = _Command, **options: Any) -> Any:
+        """As typer's."""
+        return super().command(name, cls=cls, **options)
+
+
+app = _App(
     cls=_Commands, help="Is your training-data attribution right? Retrain, measure, and know.", no_args_is_help=True
 )
 
@@ -435,7 +456,7 @@ def _named_files(scores: list[str]) -> dict[str, Path]:
     return named
 
 
-class _WithBaselines(TyperCommand):
+class _WithBaselines(_Command):
     """A command whose option --baselines may be given without a value, for all of them."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

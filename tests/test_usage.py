@@ -15,6 +15,9 @@ WRONG = {
     "option without a value": (("evaluate", "--scores"), r"'--scores' requires an argument; see dattri"),
     "unknown option": (("load", *SMALL, "--bogus", "1"), r"No such option.*--bogus.*; see dattri load --help"),
     "misspelt option": (("evaluate", "--scors", "x"), r"No such option.*--scors.*--scores.*; see dattri evaluate"),
+    "option given twice": (
+        ("evaluate", "--scores", "a.npy", "--scores=b.npy"), r"--scores was given 2 times; .*; see dattri evaluate"
+    ),
     "unknown command": (("evalute",), r"No such command 'evalute'.*; see dattri --help"),
     "not a number": (
         ("load", *SMALL, "--metric", "lds", "--n-jobs", "x"), r"Invalid value for '--n-jobs'.*; see dattri load --help"
