@@ -1,6 +1,7 @@
 """What `judge` says about scores: the value of the metric, whatever form they have, and what cannot be judged."""
 
 import json
+import resource
 import warnings
 
 import numpy as np
@@ -125,10 +126,14 @@ def test_json_has_the_numbers_of_the_summary_and_comes_before_the_picture(tmp_pa
     targets = Targets(runs, INDICES[:60])
     np.save(tmp_path / "a.npy", SCORE[:, :30].numpy())
     targets.save(tmp_path / "targets.pt")
-    (tmp_path / "taken").touch()
     options = "--scores", tmp_path / "a.npy", "--ground-truth", tmp_path / "targets.pt"
-    done = run(*options, "--json", "--picture", tmp_path / "taken" / "a.png")
-    assert done.exit_code == 1 and "Error" in done.output
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limit[1]))  # as on a full disk
+        done = run(*options, "--json", "--picture", tmp_path / "a.png")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert done.exit_code == 1 and "Error" in done.output and "a.png" in done.output
     found, ours = json.JSONDecoder().raw_decode(done.output)[0], judge(SCORE[:, :30], targets)
     ceiling, share = lds_ceiling(targets), ceiling_share(SCORE[:, :30], targets)
     assert [found[name] for name in ("value", "low", "high")] == [ours.value, ours.low, ours.high]
