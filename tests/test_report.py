@@ -1,7 +1,6 @@
 """What `judge` says about scores: the value of the metric, whatever form they have, and what cannot be judged."""
 
 import json
-import resource
 import warnings
 
 import numpy as np
@@ -127,6 +126,7 @@ def test_json_has_the_numbers_of_the_summary_and_comes_before_the_picture(tmp_pa
     np.save(tmp_path / "a.npy", SCORE[:, :30].numpy())
     targets.save(tmp_path / "targets.pt")
     options = "--scores", tmp_path / "a.npy", "--ground-truth", tmp_path / "targets.pt"
+    resource = pytest.importorskip("resource", reason="no limit of file sizes on this system")
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, limit[1]))  # as on a full disk
