@@ -44,16 +44,18 @@ class Replay:
 
     def __call__(self, batch: Sequence[torch.Tensor], alike: int = 0) -> None:
         """Run the step on a batch, of which about so many have the same shapes before anything else changes."""
-        if self._graph is not None and alike:
+        if not self._possible:
+            self._step(batch)
+        elif self._graph is not None and alike:
             for recorded, part in zip(self._batch, batch, strict=True):
                 recorded.copy_(part)
             self._graph.replay()
-        elif self._possible and alike >= _LEAST_ALIKE and self._trials >= _TRIALS:
+        elif alike >= _LEAST_ALIKE and self._trials >= _TRIALS:
             self._record(batch)
         else:
             before = list(self._kept())
             self._step(batch)
-            self._possible &= all(new is old for new, old in zip(self._kept(), before, strict=True))
+            self._possible = all(new is old for new, old in zip(self._kept(), before, strict=True))
             self._trials += 1
 
     def forget(self) -> None:
