@@ -113,7 +113,8 @@ def read_csv(path: Path) -> np.ndarray:
             first = file.readline() if named else first
             numbers = np.loadtxt(chain([first], file), delimiter=",", ndmin=2) if first.strip() else np.empty((0, 0))
     except ValueError as error:
-        raise UnusableFileError(f"{path} is not a table of numbers separated by commas ({error})") from error
+        reason = str(error).partition(";")[0]  # numpy adds advice on its own arguments
+        raise UnusableFileError(f"{path} is not a table of numbers separated by commas ({reason})") from error
     if not numbers.size:
         raise UnusableFileError(f"{path} holds no numbers")
     if not named and len(names) > 2 and np.array_equal(numbers[0], np.arange(len(names))):
